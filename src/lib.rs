@@ -1,0 +1,8 @@
+//! An edge proxy for MCP servers, as a library: a plugin for Cloudflare's Pingora.
+//!
+//! ```text
+//!  client  -- its own session id -->  McpProxy  -- the server's session id -->  MCP server
+//!          <-- JSON or SSE ---------            <-- chunk by chunk -----------
+//! ```
+
+pub mod mcp;

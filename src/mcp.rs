@@ -1,0 +1,257 @@
+//! The protocol's words: header names, eras and session ids.
+//!
+//! A session has two ids that look alike on the wire and must never be mixed up: the client's,
+//! minted by this proxy, and the backend's, which no client may see. They are two types without
+//! a conversion between them.
+
+use std::fmt;
+
+use http::{HeaderMap, HeaderValue, Method};
+use uuid::Uuid;
+
+/// Header names of MCP's Streamable HTTP transport.
+pub mod header {
+    use http::HeaderName;
+
+    /// Binds a request to a session (MCP 2025-11-25, Session Management).
+    pub const MCP_SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+    /// The revision that the message follows (MCP 2025-06-18, Protocol Version Header).
+    pub const MCP_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+    /// The media type of an event stream.
+    pub const EVENT_STREAM: &str = "text/event-stream";
+}
+
+/// Which of MCP's two ways of talking over HTTP a request follows.
+///
+/// It is a property of each request: clients of both eras share one port, and a client of both
+/// may probe with the newer before it falls back to the older.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Era {
+    /// Revisions `2025-03-26` to `2025-11-25`: sessions, GET streams, DELETE.
+    #[default]
+    Session,
+    /// Revision `2026-07-28` and later: every POST stands alone.
+    Stateless,
+}
+
+impl Era {
+    /// Reads the era from `MCP-Protocol-Version`. An absent header, and one that is no revision,
+    /// is the session era's: only there may it be missing (MCP 2025-06-18, Protocol Version
+    /// Header).
+    pub fn of(headers: &HeaderMap) -> Self {
+        match headers.get(header::MCP_PROTOCOL_VERSION) {
+            Some(version) if is_stateless_revision(version.as_bytes()) => Self::Stateless,
+            _ => Self::Session,
+        }
+    }
+}
+
+/// The methods that an endpoint takes, as `Allow` and CORS name them.
+pub const ALLOWED_METHODS: &str = "GET, POST, DELETE, OPTIONS";
+
+/// What a client may do at an MCP endpoint, by HTTP method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Call {
+    /// Sends a message.
+    #[default]
+    Post,
+    /// Opens a stream for the server's messages.
+    Get,
+    /// Ends a session.
+    Delete,
+}
+
+impl Call {
+    /// The call that `method` makes. `None` for a method that MCP does not use.
+    pub fn of(method: &Method) -> Option<Self> {
+        match *method {
+            Method::POST => Some(Self::Post),
+            Method::GET => Some(Self::Get),
+            Method::DELETE => Some(Self::Delete),
+            _ => None,
+        }
+    }
+}
+
+/// The session id that a client holds: 128 random bits minted here, 32 hex digits on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ClientSessionId([u8; 16]);
+
+impl ClientSessionId {
+    /// Mints an id that nobody can guess (UUID v4; MCP 2025-11-25, Session Management 1).
+    pub fn mint() -> Self {
+        Self(Uuid::new_v4().into_bytes())
+    }
+
+    /// The id as it goes to the client, marked sensitive so that `Debug` does not print it.
+    pub fn to_header(self) -> HeaderValue {
+        let mut digits = [0; 32];
+        let digits = Uuid::from_bytes(self.0).simple().encode_lower(&mut digits);
+        let mut value = HeaderValue::from_str(digits).expect("hex digits are visible ASCII");
+        value.set_sensitive(true);
+        value
+    }
+}
+
+impl TryFrom<&HeaderValue> for ClientSessionId {
+    type Error = MalformedSessionId;
+
+    /// Accepts the one form that [`to_header`](Self::to_header) writes: header values are
+    /// case-sensitive, and a second spelling would be a second name for one session.
+    fn try_from(value: &HeaderValue) -> Result<Self, MalformedSessionId> {
+        let digits = value.as_bytes();
+        if digits.len() != 32 || digits.iter().any(u8::is_ascii_uppercase) {
+            return Err(MalformedSessionId);
+        }
+        let id = Uuid::try_parse_ascii(digits).map_err(|_| MalformedSessionId)?;
+        Ok(Self(id.into_bytes()))
+    }
+}
+
+impl fmt::Debug for ClientSessionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ClientSessionId(redacted)")
+    }
+}
+
+/// The session id that a backend gave, known to that backend and this proxy only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BackendSessionId(HeaderValue);
+
+impl BackendSessionId {
+    /// The longest id taken from a backend, in bytes. Real ones have 32 to 36.
+    pub const MAX_LENGTH: usize = 1024;
+
+    /// The id as it goes to the backend.
+    pub fn to_header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+impl TryFrom<&HeaderValue> for BackendSessionId {
+    type Error = MalformedSessionId;
+
+    /// Takes what the specification allows: 0x21 to 0x7E (MCP 2025-11-25, Session Management 1).
+    fn try_from(value: &HeaderValue) -> Result<Self, MalformedSessionId> {
+        let bytes = value.as_bytes();
+        if bytes.is_empty()
+            || bytes.len() > Self::MAX_LENGTH
+            || !bytes.iter().all(u8::is_ascii_graphic)
+        {
+            return Err(MalformedSessionId);
+        }
+        // A copy: the value is a slice of the whole response header's buffer, which a stored
+        // session would keep alive.
+        let mut value = HeaderValue::from_bytes(bytes).map_err(|_| MalformedSessionId)?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+}
+
+impl fmt::Debug for BackendSessionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("BackendSessionId(redacted)")
+    }
+}
+
+/// A session id that is not of the form its side uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the session id is malformed")]
+pub struct MalformedSessionId;
+
+/// Revisions are dates, so that they compare as text (MCP, Versioning).
+fn is_stateless_revision(version: &[u8]) -> bool {
+    let is_date = version.len() == FIRST_STATELESS_REVISION.len()
+        && version
+            .iter()
+            .zip(FIRST_STATELESS_REVISION)
+            .all(|(byte, model)| byte.is_ascii_digit() == model.is_ascii_digit());
+    is_date && version >= FIRST_STATELESS_REVISION
+}
+
+const FIRST_STATELESS_REVISION: &[u8] = b"2026-07-28";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_era_follows_the_version_header() {
+        let eras = [
+            (None, Era::Session),
+            (Some("2025-03-26"), Era::Session),
+            (Some("2025-11-25"), Era::Session),
+            (Some("2026-07-27"), Era::Session),
+            (Some("2026-07-28"), Era::Stateless),
+            (Some("2027-01-01"), Era::Stateless),
+            (Some("not-a-date"), Era::Session),
+            (Some("9999"), Era::Session),
+            (Some(""), Era::Session),
+        ];
+        for (version, era) in eras {
+            let mut headers = HeaderMap::new();
+            if let Some(version) = version {
+                headers.insert(header::MCP_PROTOCOL_VERSION, version.parse().unwrap());
+            }
+            assert_eq!(Era::of(&headers), era, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn minted_ids_are_32_lower_case_hex_digits_and_differ() {
+        let first = ClientSessionId::mint();
+        let second = ClientSessionId::mint();
+        assert_ne!(first, second);
+        let digits = first.to_header();
+        assert_eq!(digits.len(), 32);
+        assert!(
+            digits
+                .as_bytes()
+                .iter()
+                .all(|b| b"0123456789abcdef".contains(b))
+        );
+        assert_eq!(ClientSessionId::try_from(&digits), Ok(first));
+    }
+
+    #[test]
+    fn ids_never_print() {
+        let client = ClientSessionId::mint();
+        let digits = client.to_header();
+        let backend = BackendSessionId::try_from(&HeaderValue::from_static("s3cret")).unwrap();
+        let printed = format!(
+            "{client:?} {backend:?} {digits:?} {:?}",
+            backend.to_header()
+        );
+        assert!(!printed.contains(std::str::from_utf8(digits.as_bytes()).unwrap()));
+        assert!(!printed.contains("s3cret"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_other_text_is_no_client_id(text in "[ -~]{0,64}") {
+            let value = HeaderValue::from_str(&text).unwrap();
+            let is_canonical = text.len() == 32
+                && text.bytes().all(|b| b"0123456789abcdef".contains(&b));
+            prop_assert_eq!(ClientSessionId::try_from(&value).is_ok(), is_canonical);
+        }
+
+        #[test]
+        fn a_backend_id_is_kept_byte_for_byte_or_refused(
+            bytes in proptest::collection::vec(any::<u8>(), 0..1100)
+        ) {
+            let Ok(value) = HeaderValue::from_bytes(&bytes) else { return Ok(()) };
+            let allowed = (1..=1024).contains(&bytes.len())
+                && bytes.iter().all(|b| (0x21..=0x7e).contains(b));
+            match BackendSessionId::try_from(&value) {
+                Ok(id) => {
+                    prop_assert!(allowed);
+                    let kept = id.to_header();
+                    prop_assert_eq!(kept.as_bytes(), &bytes);
+                }
+                Err(MalformedSessionId) => prop_assert!(!allowed),
+            }
+        }
+    }
+}
