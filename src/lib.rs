@@ -5,4 +5,8 @@
 //!          <-- JSON or SSE ---------            <-- chunk by chunk -----------
 //! ```
 
+pub mod cors;
+pub mod host;
 pub mod mcp;
+pub mod rejection;
+pub mod setting;

@@ -1,0 +1,228 @@
+//! What the proxy refuses itself: one enum, one table, one form on the wire.
+//!
+//! A refusal is `application/problem+json` (RFC 9457), so that no client takes it for the answer
+//! to a JSON-RPC request. The one exception is the unknown session: clients look for exactly the
+//! JSON-RPC error that the SDKs' servers send, and start over when they see it.
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use pingora::http::ResponseHeader;
+use pingora_core::{Error, ErrorSource, ErrorType};
+
+use crate::mcp::ALLOWED_METHODS;
+
+/// Why a request is answered by the proxy and not by a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The message is not HTTP that can be forwarded.
+    MalformedRequest,
+    /// `GET` without `text/event-stream` in `Accept`.
+    StreamNotAccepted,
+    /// `DELETE` without `Mcp-Session-Id`.
+    SessionIdMissing,
+    /// `Origin` is present and not allowed.
+    OriginForbidden,
+    /// `Host` is not a name that this server is reached by.
+    HostForbidden,
+    /// No route has this path.
+    UnknownPath,
+    /// The session is unknown, expired or ended: the client is to start over.
+    UnknownSession,
+    /// A method that MCP does not use.
+    MethodNotAllowed,
+    /// This proxy failed.
+    Internal,
+    /// The backend cannot be connected to, or broke off before it answered.
+    BackendUnreachable,
+    /// The backend answered with something that is not HTTP or not MCP.
+    BackendAnswerInvalid,
+    /// No backend can take the request now.
+    NoBackend,
+    /// The session store does not answer: whether the session lives is not known.
+    StoreUnavailable,
+    /// The backend did not answer in time.
+    BackendTimeout,
+}
+
+impl Rejection {
+    /// The status of the answer.
+    pub fn status(self) -> StatusCode {
+        self.entry().status
+    }
+
+    /// A short stable name, used in `type` and in logs.
+    pub fn name(self) -> &'static str {
+        self.entry().name
+    }
+
+    /// The whole answer but for the headers that every answer gets.
+    ///
+    /// # Errors
+    /// Pingora refuses the header; it does not, as every value is a constant.
+    pub fn answer(self) -> pingora_core::Result<(ResponseHeader, Bytes)> {
+        let entry = self.entry();
+        let (content_type, body) = match self {
+            Self::UnknownSession => ("application/json", Bytes::from_static(SESSION_NOT_FOUND)),
+            _ => ("application/problem+json", problem(&entry)),
+        };
+        let mut answer = ResponseHeader::build(entry.status, Some(8))?;
+        answer.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
+        answer.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+        answer.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+        if entry.status == StatusCode::METHOD_NOT_ALLOWED {
+            answer.insert_header(header::ALLOW, HeaderValue::from_static(ALLOWED_METHODS))?;
+        }
+        if entry.status == StatusCode::SERVICE_UNAVAILABLE {
+            answer.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
+        }
+        Ok((answer, body))
+    }
+
+    /// What a client is told of an error of Pingora's.
+    pub fn of(error: &Error) -> Self {
+        match error.esource() {
+            ErrorSource::Downstream => Self::MalformedRequest,
+            ErrorSource::Internal | ErrorSource::Unset => Self::Internal,
+            ErrorSource::Upstream => match error.etype() {
+                ErrorType::ReadTimedout | ErrorType::WriteTimedout => Self::BackendTimeout,
+                ErrorType::InvalidHTTPHeader => Self::BackendAnswerInvalid,
+                _ => Self::BackendUnreachable,
+            },
+        }
+    }
+
+    fn entry(self) -> Entry {
+        let (status, name, title, detail) = match self {
+            Self::MalformedRequest => (
+                StatusCode::BAD_REQUEST,
+                "malformed-request",
+                "Malformed request",
+                "The request is not valid HTTP. Check its framing and headers.",
+            ),
+            Self::StreamNotAccepted => (
+                StatusCode::BAD_REQUEST,
+                "stream-not-accepted",
+                "Event stream not accepted",
+                "GET opens an event stream here. Send 'Accept: text/event-stream', or POST a \
+                 JSON-RPC message.",
+            ),
+            Self::SessionIdMissing => (
+                StatusCode::BAD_REQUEST,
+                "session-id-missing",
+                "Session id missing",
+                "DELETE ends a session. Send the session's id in 'Mcp-Session-Id'.",
+            ),
+            Self::OriginForbidden => (
+                StatusCode::FORBIDDEN,
+                "origin-forbidden",
+                "Origin not allowed",
+                "Pages of this origin may not use this server. Its operator can add the origin \
+                 to 'mcp.cors.origins'.",
+            ),
+            Self::HostForbidden => (
+                StatusCode::FORBIDDEN,
+                "host-forbidden",
+                "Host not allowed",
+                "This server is not reached by this host name. Its operator can add the name to \
+                 'mcp.allowed_hosts'.",
+            ),
+            Self::UnknownPath => (
+                StatusCode::NOT_FOUND,
+                "unknown-path",
+                "Unknown path",
+                "No MCP server is at this path. Check the URL.",
+            ),
+            Self::UnknownSession => (
+                StatusCode::NOT_FOUND,
+                "unknown-session",
+                "Session not found",
+                "The session has ended. Start a new one with 'initialize'.",
+            ),
+            Self::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "Method not allowed",
+                "MCP uses POST, GET and DELETE.",
+            ),
+            Self::Internal => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "Proxy error",
+                "The proxy failed to handle the request. Its log says more.",
+            ),
+            Self::BackendUnreachable => (
+                StatusCode::BAD_GATEWAY,
+                "backend-unreachable",
+                "MCP server unreachable",
+                "The MCP server cannot be reached. Try again later.",
+            ),
+            Self::BackendAnswerInvalid => (
+                StatusCode::BAD_GATEWAY,
+                "backend-answer-invalid",
+                "Invalid answer from the MCP server",
+                "The MCP server sent an answer that cannot be passed on. Its operator must look.",
+            ),
+            Self::NoBackend => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no-backend",
+                "No MCP server available",
+                "No MCP server can take the request now. Try again later.",
+            ),
+            Self::StoreUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store-unavailable",
+                "Session store unavailable",
+                "Whether the session lives is not known now. Try again later with the same id.",
+            ),
+            Self::BackendTimeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "backend-timeout",
+                "MCP server too slow",
+                "The MCP server did not answer in time.",
+            ),
+        };
+        Entry {
+            status,
+            name,
+            title,
+            detail,
+        }
+    }
+}
+
+/// A refusal within a filter of Pingora's ends it with an error of the type [`REFUSED`]. Which one
+/// it is stays in the [`Exchange`](crate::Exchange), for the filter that answers errors.
+impl From<Rejection> for Box<Error> {
+    fn from(rejection: Rejection) -> Self {
+        Error::explain(REFUSED, rejection.name())
+    }
+}
+
+/// The type of the error that a [`Rejection`] becomes.
+pub const REFUSED: ErrorType = ErrorType::Custom("Refused");
+
+struct Entry {
+    status: StatusCode,
+    name: &'static str,
+    title: &'static str,
+    detail: &'static str,
+}
+
+/// RFC 9457. The texts are constants of this file without a character that JSON escapes.
+fn problem(entry: &Entry) -> Bytes {
+    let Entry {
+        status,
+        name,
+        title,
+        detail,
+    } = entry;
+    let status = status.as_u16();
+    Bytes::from(format!(
+        r#"{{"type":"urn:pingora-mcp:problem:{name}","title":"{title}","status":{status},"detail":"{detail}"}}"#
+    ))
+}
+
+/// What the SDKs' servers send, to the letter of its fields.
+const SESSION_NOT_FOUND: &[u8] =
+    br#"{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}"#;

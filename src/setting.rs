@@ -1,0 +1,158 @@
+//! Values that several sections of the configuration file are made of.
+//!
+//! None of their errors repeats the value: it may be a secret that stands in the wrong place,
+//! and the line and column say where to look.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::de::{self, DeserializeSeed, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// A text value. `${NAME}` in it has been taken from the environment. Where one is left, as it was
+/// quoted or escaped, the file is refused rather than a literal `${NAME}` sent to a backend.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Text(pub String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.contains("${") {
+            return Err(refuse(UNEXPANDED));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// A length of time above zero, with its unit: `500ms`, `3s`, `30m`, `24h`, `7d`. At most 100
+/// years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period(pub Duration);
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text::deserialize(deserializer)?;
+        period(&text.0).map_err(refuse)
+    }
+}
+
+/// A time limit: a [`Period`], or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(pub Option<Duration>);
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text::deserialize(deserializer)?;
+        if text.0 == "none" {
+            return Ok(Self(None));
+        }
+        match period(&text.0) {
+            Ok(Period(duration)) => Ok(Self(Some(duration))),
+            Err(problem) => Err(refuse(&format!("{problem}, or 'none'"))),
+        }
+    }
+}
+
+/// A whole number above zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(pub u64);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u64::deserialize(deserializer)? {
+            0 => Err(refuse("zero: expected a whole number above zero")),
+            count => Ok(Self(count)),
+        }
+    }
+}
+
+/// What a list consists of whose entries must differ.
+pub trait Entry {
+    /// What is said of an entry that is there already.
+    const DUPLICATE: &'static str;
+
+    /// Whether both would be known by one name.
+    fn is_same(&self, other: &Self) -> bool;
+}
+
+/// A list of at least one entry, each there once.
+#[derive(Clone, Debug)]
+pub struct Entries<T>(pub Vec<T>);
+
+impl<'de, T: Entry + Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(EntriesVisitor(PhantomData))
+    }
+}
+
+struct EntriesVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Entry + Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
+    type Value = Entries<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entries<T>, A::Error> {
+        let mut entries = Vec::new();
+        while list.next_element_seed(NextEntry(&mut entries))?.is_some() {}
+        if entries.is_empty() {
+            return Err(refuse("empty: expected at least one entry"));
+        }
+        Ok(Entries(entries))
+    }
+}
+
+/// Reads one entry onto those before it, so that the error of a duplicate has its position.
+struct NextEntry<'e, T>(&'e mut Vec<T>);
+
+impl<'de, T: Entry + Deserialize<'de>> DeserializeSeed<'de> for NextEntry<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let entry = T::deserialize(deserializer)?;
+        if self.0.iter().any(|other| other.is_same(&entry)) {
+            return Err(refuse(T::DUPLICATE));
+        }
+        self.0.push(entry);
+        Ok(())
+    }
+}
+
+/// A `T` made of the `S` that stands in the file: `#[serde(try_from)]` with [`refuse`].
+///
+/// # Errors
+/// There is no `S`, or `T` refuses it.
+pub fn parse<'de, S, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    S: Deserialize<'de>,
+    T: TryFrom<S, Error = &'static str>,
+    D: Deserializer<'de>,
+{
+    T::try_from(S::deserialize(deserializer)?).map_err(refuse)
+}
+
+/// An error that says `problem`, which must not repeat a value of the file.
+///
+/// `Error::custom` would lose it: where a value near came from the environment, serde-saphyr
+/// puts a text of its own in place of ours, as it cannot know that ours is harmless.
+pub fn refuse<E: de::Error>(problem: &str) -> E {
+    E::invalid_value(Unexpected::Other("value"), &problem)
+}
+
+fn period(text: &str) -> Result<Period, &'static str> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("zero: expected a duration above zero, such as 30s"),
+        Ok(duration) if duration > LONGEST => Err("too long: expected at most 100y"),
+        Ok(duration) => Ok(Period(duration)),
+        Err(_) => Err("not a duration: expected a number with its unit, such as 500ms, 30s or 24h"),
+    }
+}
+
+/// moka panics where a session may live for more than 1000 years. A year is 365.25 days.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400 + 25 * 86_400);
+
+/// What is said of `${` in a value, after all that can be expanded has been.
+pub const UNEXPANDED: &str = "'${' is left in it: expected ${NAME} in a value without quotes";
