@@ -5,8 +5,11 @@
 //!          <-- JSON or SSE ---------            <-- chunk by chunk -----------
 //! ```
 
+pub mod backend;
 pub mod cors;
 pub mod host;
 pub mod mcp;
 pub mod rejection;
+pub mod route;
+pub mod session;
 pub mod setting;

@@ -1,0 +1,342 @@
+//! An MCP server behind the proxy: where it is, what is added for it, how long it may take.
+
+mod pool;
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Uri};
+use pingora_core::protocols::TcpKeepalive;
+use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use url::Url;
+
+pub use pool::{Lease, Pool};
+
+use crate::mcp::Call;
+use crate::setting::{Entry, Limit, Period, Text, parse, refuse};
+
+/// One MCP server of a route.
+#[derive(Debug)]
+pub struct Backend {
+    name: BackendName,
+    url: BackendUrl,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    peer: HttpPeer,
+    limits: Limits,
+    /// Requests that are at this backend now, open streams included.
+    in_flight: AtomicUsize,
+}
+
+/// How long a backend may be silent, by method.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    get: Option<Duration>,
+    post: Option<Duration>,
+    delete: Option<Duration>,
+}
+
+impl Backend {
+    pub(crate) fn new(section: BackendSection, timeouts: &Timeouts) -> Self {
+        let mut peer = HttpPeer::new(section.url.address, false, String::new());
+        peer.options.connection_timeout = Some(timeouts.connect.0);
+        peer.options.idle_timeout = Some(timeouts.pool_idle.0);
+        peer.options.tcp_keepalive = Some(tcp_keepalive());
+        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        Self {
+            name: section.name,
+            url: section.url,
+            headers: section.headers.0,
+            peer,
+            limits: Limits {
+                get: timeouts.get.0,
+                post: timeouts.post.0,
+                delete: timeouts.delete.0,
+            },
+            in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// Its name, unique in its route.
+    pub fn name(&self) -> &BackendName {
+        &self.name
+    }
+
+    /// The path of its MCP endpoint, as the target of a request.
+    pub fn uri(&self) -> &Uri {
+        &self.url.target
+    }
+
+    /// `Host` as its URL says.
+    pub fn host(&self) -> &HeaderValue {
+        &self.url.host
+    }
+
+    /// The headers that the configuration adds to every request to it.
+    pub fn headers(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.headers
+    }
+
+    /// Where Pingora is to connect for `call`, and how long it may wait.
+    pub fn peer(&self, call: Call) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        peer.options.read_timeout = match call {
+            Call::Post => self.limits.post,
+            Call::Get => self.limits.get,
+            Call::Delete => self.limits.delete,
+        };
+        peer
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BackendUrl { host, target, .. } = &self.url;
+        let host = host.to_str().unwrap_or_default();
+        write!(formatter, "{} (http://{host}{target})", self.name)
+    }
+}
+
+/// A silent peer that is gone is found within two minutes.
+pub(crate) fn tcp_keepalive() -> TcpKeepalive {
+    TcpKeepalive {
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(15),
+        count: 4,
+        #[cfg(target_os = "linux")]
+        user_timeout: Duration::ZERO,
+    }
+}
+
+/// The name of a backend, unique in its route and stable across restarts.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct BackendName(Arc<str>);
+
+impl<'de> Deserialize<'de> for BackendName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for BackendName {
+    type Error = &'static str;
+
+    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if text.is_empty() || text.len() > 63 || !text.bytes().all(is_plain) {
+            return Err("not a name: expected 1 to 63 letters, digits, '-', '_' or '.'");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Debug for BackendName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// `timeouts` of a route in the configuration file.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// The longest that a connection to a backend may take to open.
+    pub connect: Period,
+    /// The longest silence of a backend on a GET stream.
+    pub get: Limit,
+    /// The longest silence of a backend on a POST, before its answer and within it.
+    pub post: Limit,
+    /// The longest silence of a backend on a DELETE.
+    pub delete: Limit,
+    /// How long an idle connection to a backend is kept for the next request. It must be below
+    /// the time after which the backend closes it, or a request is lost in between.
+    pub pool_idle: Period,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Period(Duration::from_secs(5)),
+            get: Limit(None),
+            post: Limit(Some(Duration::from_secs(60 * 60))),
+            delete: Limit(Some(Duration::from_secs(10))),
+            // Node and Uvicorn close after 5 s.
+            pool_idle: Period(Duration::from_secs(3)),
+        }
+    }
+}
+
+/// An entry of a route's `backends` in the configuration file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BackendSection {
+    /// What sessions are bound to.
+    name: BackendName,
+    /// Its MCP endpoint.
+    url: BackendUrl,
+    /// What each request to it gets, in place of the client's own.
+    #[serde(default)]
+    headers: Headers,
+}
+
+impl Entry for BackendSection {
+    const DUPLICATE: &'static str = "duplicate name: expected each once in a route";
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// The URL of an MCP endpoint, its host resolved.
+#[derive(Debug)]
+struct BackendUrl {
+    address: SocketAddr,
+    host: HeaderValue,
+    target: Uri,
+}
+
+impl<'de> Deserialize<'de> for BackendUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for BackendUrl {
+    type Error = &'static str;
+
+    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
+        const EXPECTED: &str =
+            "not a URL of an MCP server: expected one such as http://127.0.0.1:3000/mcp";
+        let url = Url::parse(&text).map_err(|_| EXPECTED)?;
+        if url.scheme() == "https" {
+            return Err("https is not supported for backends yet: expected http");
+        }
+        let is_plain = url.scheme() == "http"
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none();
+        let (true, Some(host), Some(port)) =
+            (is_plain, url.host_str(), url.port_or_known_default())
+        else {
+            return Err(EXPECTED);
+        };
+        if port == 0 {
+            return Err("port zero: expected the port of an MCP server");
+        }
+        let host = match url.port() {
+            Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
+            None => HeaderValue::try_from(host),
+        };
+        // Resolved once, here: Pingora would do it within the first request and panic on failure.
+        let mut addresses = match url.host() {
+            Some(url::Host::Domain(name)) => (name, port).to_socket_addrs().ok(),
+            Some(url::Host::Ipv4(ip)) => Some(vec![SocketAddr::from((ip, port))].into_iter()),
+            Some(url::Host::Ipv6(ip)) => Some(vec![SocketAddr::from((ip, port))].into_iter()),
+            None => None,
+        };
+        let Some(address) = addresses.as_mut().and_then(Iterator::next) else {
+            return Err("the host name does not resolve: expected one that does, or an address");
+        };
+        Ok(Self {
+            address,
+            host: host.map_err(|_| EXPECTED)?,
+            target: Uri::try_from(url.path()).map_err(|_| EXPECTED)?,
+        })
+    }
+}
+
+/// Headers to add, each name once, their values kept out of `Debug`.
+#[derive(Debug, Default)]
+struct Headers(Vec<(HeaderName, HeaderValue)>);
+
+impl<'de> Deserialize<'de> for Headers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeadersVisitor)
+    }
+}
+
+struct HeadersVisitor;
+
+impl<'de> Visitor<'de> for HeadersVisitor {
+    type Value = Headers;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a mapping")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Headers, A::Error> {
+        let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
+        while let Some(ConfiguredName(name)) = map.next_key()? {
+            if headers.iter().any(|(other, _)| *other == name) {
+                return Err(refuse("duplicate header: expected each once, in any case"));
+            }
+            let ConfiguredValue(value) = map.next_value()?;
+            headers.push((name, value));
+        }
+        Ok(Headers(headers))
+    }
+}
+
+struct ConfiguredName(HeaderName);
+
+impl<'de> Deserialize<'de> for ConfiguredName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for ConfiguredName {
+    type Error = &'static str;
+
+    fn try_from(Text(name): Text) -> Result<Self, Self::Error> {
+        let Ok(name) = HeaderName::try_from(name) else {
+            return Err("not a header name: expected letters, digits and '-'");
+        };
+        if RESERVED_HEADERS.contains(&name.as_str()) {
+            return Err("set by the proxy: expected another header");
+        }
+        Ok(Self(name))
+    }
+}
+
+struct ConfiguredValue(HeaderValue);
+
+impl<'de> Deserialize<'de> for ConfiguredValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for ConfiguredValue {
+    type Error = &'static str;
+
+    fn try_from(Text(value): Text) -> Result<Self, Self::Error> {
+        let Ok(mut value) = HeaderValue::try_from(value) else {
+            return Err("not a header's value: expected one line without control characters");
+        };
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+}
+
+/// What frames a message, names a session or says who asked.
+const RESERVED_HEADERS: [&str; 7] = [
+    "connection",
+    "content-length",
+    "host",
+    "mcp-session-id",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];

@@ -1,0 +1,240 @@
+//! From a request's path to the route that serves it, and on to the backend's own path.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::Uri;
+use http::uri::PathAndQuery;
+use serde::{Deserialize, Deserializer};
+
+use crate::backend::{Backend, BackendSection, Pool, Timeouts};
+use crate::setting::{Entries, Entry, Text, parse};
+
+/// One MCP endpoint: a path that clients use, and the backends that serve it.
+#[derive(Debug)]
+pub struct Route {
+    /// What clients call.
+    pub path: RoutePath,
+    /// Who answers.
+    pub pool: Pool,
+    /// Whose name backends see.
+    pub host: HostHeader,
+}
+
+/// `host` of a route: what backends get as `Host`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostHeader {
+    /// The backend's own name, as its `url` says: what servers that check `Host` expect.
+    #[default]
+    Backend,
+    /// The name that the client used.
+    Client,
+}
+
+/// The path of a route: it begins with `/`, and ends with none unless it is all of it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct RoutePath(Arc<str>);
+
+impl RoutePath {
+    /// The path as it stands in the configuration.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What follows this path in `path`: empty, or more segments with their leading `/`. `None`
+    /// where `path` is not this one or below it.
+    fn rest_of<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let rest = path.strip_prefix(self.0.trim_end_matches('/'))?;
+        match rest {
+            "" => Some(""),
+            "/" if &*self.0 == "/" => Some(""),
+            // `a/../b` and its encoded forms would leave the backend's own path.
+            _ if rest.starts_with('/') && !has_dot_segment(rest) => Some(rest),
+            _ => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RoutePath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for RoutePath {
+    type Error = &'static str;
+
+    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
+        let is_plain = text
+            .parse::<PathAndQuery>()
+            .is_ok_and(|path| path.query().is_none());
+        if !text.starts_with('/') || !is_plain || has_dot_segment(&text) {
+            return Err("not a path: expected one that begins with '/', such as /mcp");
+        }
+        if text.len() > 1 && text.ends_with('/') {
+            return Err(
+                "ends with '/': expected the path without it, as everything below is included",
+            );
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Debug for RoutePath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for RoutePath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Route {
+    /// The URI of `path` and `query` at `backend`: the backend's path in place of the route's.
+    /// `None` where the client's path is not this route's, or is too long.
+    pub fn backend_uri(&self, uri: &Uri, backend: &Backend) -> Option<Uri> {
+        let rest = self.path.rest_of(uri.path())?;
+        if rest.is_empty() && uri.query().is_none() {
+            return Some(backend.uri().clone());
+        }
+        let base = match rest {
+            "" => backend.uri().path(),
+            _ => backend.uri().path().trim_end_matches('/'),
+        };
+        let query = uri.query().map_or("", |_| "?");
+        let target = format!("{base}{rest}{query}{}", uri.query().unwrap_or_default());
+        Uri::try_from(target).ok()
+    }
+}
+
+/// All routes, most specific first.
+#[derive(Debug, Deserialize)]
+#[serde(from = "Entries<RouteSection>")]
+pub struct RouteTable(Vec<Arc<Route>>);
+
+impl RouteTable {
+    /// The route with the longest path that is `path` or above it.
+    pub fn find(&self, path: &str) -> Option<&Arc<Route>> {
+        self.0
+            .iter()
+            .find(|route| route.path.rest_of(path).is_some())
+    }
+
+    /// All of them, most specific first.
+    pub fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.0.iter().map(Arc::as_ref)
+    }
+}
+
+impl From<Entries<RouteSection>> for RouteTable {
+    fn from(Entries(sections): Entries<RouteSection>) -> Self {
+        let routes = sections.into_iter().map(|section| Arc::new(section.into()));
+        let mut routes: Vec<Arc<Route>> = routes.collect();
+        routes.sort_by_key(|route| std::cmp::Reverse(route.path.as_str().len()));
+        Self(routes)
+    }
+}
+
+/// An entry of `mcp.routes` in the configuration file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouteSection {
+    /// What clients call; what is below belongs to it.
+    path: RoutePath,
+    /// The servers that answer.
+    backends: Entries<BackendSection>,
+    /// What backends get as `Host`.
+    #[serde(default)]
+    host: HostHeader,
+    /// How long a backend may be silent.
+    #[serde(default)]
+    timeouts: Timeouts,
+}
+
+impl Entry for RouteSection {
+    const DUPLICATE: &'static str = "duplicate path: expected each once";
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl From<RouteSection> for Route {
+    fn from(section: RouteSection) -> Self {
+        let Entries(backends) = section.backends;
+        let backends = backends.into_iter();
+        let backends = backends.map(|backend| Backend::new(backend, &section.timeouts));
+        Self {
+            path: section.path,
+            pool: Pool::new(backends.collect()),
+            host: section.host,
+        }
+    }
+}
+
+/// Whether a segment is `.` or `..`, plain or percent-encoded (RFC 3986 3.3, 6.2.2).
+fn has_dot_segment(path: &str) -> bool {
+    path.split(['/', '\\']).any(|segment| {
+        let dots = segment.to_ascii_lowercase().replace("%2e", ".");
+        dots == "." || dots == ".."
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rest_of<'p>(route: &str, path: &'p str) -> Option<&'p str> {
+        RoutePath::try_from(Text(route.to_owned()))
+            .unwrap()
+            .rest_of(path)
+    }
+
+    #[test]
+    fn a_route_is_its_path_and_what_is_below() {
+        assert_eq!(rest_of("/mcp", "/mcp"), Some(""));
+        assert_eq!(rest_of("/mcp", "/mcp/"), Some("/"));
+        assert_eq!(rest_of("/mcp", "/mcp/a/b"), Some("/a/b"));
+        assert_eq!(rest_of("/mcp", "/mcp2"), None);
+        assert_eq!(rest_of("/mcp", "/"), None);
+        assert_eq!(rest_of("/mcp", "/MCP"), None);
+        assert_eq!(rest_of("/", "/"), Some(""));
+        assert_eq!(rest_of("/", "/anything"), Some("/anything"));
+    }
+
+    #[test]
+    fn dot_segments_do_not_leave_a_route() {
+        for path in [
+            "/mcp/../admin",
+            "/mcp/.",
+            "/mcp/%2e%2E/admin",
+            "/mcp/.%2e",
+            "/mcp/..\\x",
+        ] {
+            assert_eq!(rest_of("/mcp", path), None, "{path}");
+        }
+        assert_eq!(rest_of("/mcp", "/mcp/..a"), Some("/..a"));
+    }
+
+    #[test]
+    fn what_is_no_path_is_refused() {
+        for text in [
+            "mcp",
+            "",
+            "/mcp/",
+            "/mcp?x",
+            "/a b",
+            "/a/../b",
+            "http://x/mcp",
+        ] {
+            assert!(
+                RoutePath::try_from(Text(text.to_owned())).is_err(),
+                "{text}"
+            );
+        }
+    }
+}
