@@ -7,9 +7,13 @@
 
 pub mod backend;
 pub mod cors;
+pub mod exchange;
+pub mod gateway;
 pub mod host;
 pub mod mcp;
 pub mod rejection;
 pub mod route;
 pub mod session;
 pub mod setting;
+
+pub use exchange::Exchange;

@@ -1,0 +1,115 @@
+//! The facts of one request. Each is written by one phase and only read by later ones.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::backend::{Backend, BackendName, Lease};
+use crate::cors::OriginGrant;
+use crate::mcp::{Call, ClientSessionId, Era};
+use crate::rejection::Rejection;
+use crate::route::Route;
+use crate::session::Binding;
+
+/// What is known of one request, from its header's arrival to its log line. Begin each request
+/// with a new one.
+#[derive(Debug, Default)]
+pub struct Exchange {
+    // Written by `admit`.
+    pub(crate) connection: Connection,
+    pub(crate) origin: OriginGrant,
+    pub(crate) route: Option<Arc<Route>>,
+    pub(crate) call: Call,
+    pub(crate) era: Era,
+    pub(crate) session: Option<BoundSession>,
+    // Written by `admit` for a bound request, by `route` for any other.
+    pub(crate) backend: Option<Lease>,
+    // Written by `another_backend`.
+    pub(crate) unreachable: Vec<BackendName>,
+    // Written by `from_backend`.
+    pub(crate) outcome: SessionOutcome,
+    // Written by the phase that refuses.
+    pub(crate) rejection: Option<Rejection>,
+}
+
+/// How the client is connected.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Connection {
+    /// The client's address. `None` on a Unix socket.
+    pub client: Option<IpAddr>,
+    /// Whether the client reached a loopback address of this machine.
+    pub over_loopback: bool,
+    /// Whether the client speaks TLS.
+    pub tls: bool,
+}
+
+/// The session that a request belongs to.
+#[derive(Debug)]
+pub(crate) struct BoundSession {
+    pub(crate) id: ClientSessionId,
+    pub(crate) binding: Binding,
+}
+
+/// What a backend's answer did to a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionOutcome {
+    /// There is no session, or no answer yet.
+    #[default]
+    None,
+    /// The answer opened one.
+    Opened(ClientSessionId),
+    /// The request's session goes on.
+    Kept,
+    /// The client ended it.
+    Ended,
+    /// The backend knows it no more.
+    Lost,
+}
+
+impl Exchange {
+    /// What the client asked for.
+    pub fn call(&self) -> Call {
+        self.call
+    }
+
+    /// The era that the request follows.
+    pub fn era(&self) -> Era {
+        self.era
+    }
+
+    /// The backend that the request is at.
+    pub fn backend(&self) -> Option<&Backend> {
+        self.backend.as_deref()
+    }
+
+    /// The backends that could not be connected to, in the order of the attempts.
+    pub fn unreachable(&self) -> &[BackendName] {
+        &self.unreachable
+    }
+
+    /// What the answer did to the session.
+    pub fn outcome(&self) -> SessionOutcome {
+        self.outcome
+    }
+
+    /// Why the proxy answered itself, if it did.
+    pub fn rejection(&self) -> Option<Rejection> {
+        self.rejection
+    }
+
+    pub(crate) fn refuse(&mut self, rejection: Rejection) -> Rejection {
+        self.rejection = Some(rejection);
+        rejection
+    }
+
+    /// The id that the client is to see in the answer.
+    pub(crate) fn client_session(&self) -> Option<ClientSessionId> {
+        match self.outcome {
+            SessionOutcome::Opened(id) => Some(id),
+            SessionOutcome::None
+            | SessionOutcome::Kept
+            | SessionOutcome::Ended
+            | SessionOutcome::Lost => self.session.as_ref().map(|session| session.id),
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The gateway: five functions over headers that take a request from a client to a backend and
+//! its answer back. It opens no socket and reads no body.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::backend::Backend;
+use crate::cors::{self, CorsPolicy, OriginGrant};
+use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
+use crate::host::HostPolicy;
+use crate::mcp::header::{EVENT_STREAM, MCP_SESSION_ID};
+use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
+use crate::rejection::Rejection;
+use crate::route::{HostHeader, Route, RouteTable};
+use crate::session::{Binding, SessionStore};
+
+/// Decides for each request where it goes and what each side sees.
+///
+/// Call the five functions in this order, with one [`Exchange`] a request:
+/// [`admit`](Self::admit), [`route`](Self::route), [`to_backend`](Self::to_backend),
+/// [`from_backend`](Self::from_backend), [`to_client`](Self::to_client). An answer that does not
+/// come from a backend goes through `to_client` too.
+#[derive(Debug)]
+pub struct Gateway {
+    routes: RouteTable,
+    cors: CorsPolicy,
+    hosts: HostPolicy,
+    store: Arc<dyn SessionStore>,
+}
+
+/// What is to be done with an admitted request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Send it to a backend.
+    Forward,
+    /// Answer it with [`Gateway::preflight`].
+    Preflight,
+}
+
+impl Gateway {
+    /// A gateway that keeps its sessions in `store`.
+    pub fn new(
+        routes: RouteTable,
+        cors: CorsPolicy,
+        hosts: HostPolicy,
+        store: Arc<dyn SessionStore>,
+    ) -> Self {
+        Self {
+            routes,
+            cors,
+            hosts,
+            store,
+        }
+    }
+
+    /// Looks at a request's header and finds its route, its era and its session.
+    ///
+    /// # Errors
+    /// The refusal to answer with.
+    pub async fn admit(
+        &self,
+        request: &RequestHeader,
+        connection: Connection,
+        exchange: &mut Exchange,
+    ) -> Result<Admission, Rejection> {
+        exchange.connection = connection;
+        let admitted = self.examine(request, exchange).await;
+        exchange.rejection = admitted.err();
+        admitted
+    }
+
+    async fn examine(
+        &self,
+        request: &RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<Admission, Rejection> {
+        let over_loopback = exchange.connection.over_loopback;
+        exchange.origin = self.cors.judge(&request.headers, over_loopback);
+        if exchange.origin == OriginGrant::Denied {
+            return Err(Rejection::OriginForbidden);
+        }
+        if !self.hosts.allows(authority(request), over_loopback) {
+            return Err(Rejection::HostForbidden);
+        }
+        let Some(route) = self.routes.find(request.uri.path()) else {
+            return Err(Rejection::UnknownPath);
+        };
+        exchange.route = Some(Arc::clone(route));
+        if request.method == Method::OPTIONS {
+            return Ok(Admission::Preflight);
+        }
+        exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
+        exchange.era = Era::of(&request.headers);
+        match exchange.era {
+            Era::Session => self.admit_to_session(request, route, exchange).await?,
+            Era::Stateless => {}
+        }
+        Ok(Admission::Forward)
+    }
+
+    /// The session era's own checks, and the lookup of the session.
+    async fn admit_to_session(
+        &self,
+        request: &RequestHeader,
+        route: &Route,
+        exchange: &mut Exchange,
+    ) -> Result<(), Rejection> {
+        if exchange.call == Call::Get && !accepts_event_stream(&request.headers) {
+            return Err(Rejection::StreamNotAccepted);
+        }
+        let mut ids = request.headers.get_all(MCP_SESSION_ID).iter();
+        let Some(id) = ids.next() else {
+            return match exchange.call {
+                Call::Delete => Err(Rejection::SessionIdMissing),
+                Call::Post | Call::Get => Ok(()),
+            };
+        };
+        if ids.next().is_some() {
+            return Err(Rejection::UnknownSession);
+        }
+        let id = ClientSessionId::try_from(id).map_err(|_| Rejection::UnknownSession)?;
+        let found = self.store.find(id).await;
+        let binding = found
+            .map_err(|_| Rejection::StoreUnavailable)?
+            .filter(|binding| binding.route == route.path)
+            .ok_or(Rejection::UnknownSession)?;
+        let Some(backend) = route.pool.get(&binding.backend) else {
+            return Err(Rejection::UnknownSession);
+        };
+        exchange.session = Some(BoundSession { id, binding });
+        exchange.backend = Some(backend);
+        Ok(())
+    }
+
+    /// The backend that the request goes to: its session's own, else the one with the fewest
+    /// requests in flight.
+    ///
+    /// # Errors
+    /// The refusal to answer with.
+    pub fn route<'e>(&self, exchange: &'e mut Exchange) -> Result<&'e Backend, Rejection> {
+        let Some(route) = &exchange.route else {
+            return Err(exchange.refuse(Rejection::Internal));
+        };
+        let chosen = exchange.backend.take();
+        match chosen.or_else(|| route.pool.pick(&exchange.unreachable)) {
+            Some(backend) => Ok(exchange.backend.insert(backend)),
+            None => Err(exchange.refuse(Rejection::NoBackend)),
+        }
+    }
+
+    /// The backend cannot be connected to: whether [`route`](Self::route) has another. A session
+    /// has none, as nobody else knows it.
+    pub fn another_backend(&self, exchange: &mut Exchange) -> bool {
+        if exchange.session.is_some() {
+            return false;
+        }
+        let (Some(route), Some(backend)) = (&exchange.route, &exchange.backend) else {
+            return false;
+        };
+        if exchange.unreachable.len() + 1 >= route.pool.iter().count() {
+            return false;
+        }
+        exchange.unreachable.push(backend.name().clone());
+        exchange.backend = None;
+        true
+    }
+
+    /// Turns a client's request header into the backend's. It may be called again for another
+    /// backend, with the client's header.
+    ///
+    /// # Errors
+    /// The target that results is none, or Pingora refuses a header.
+    pub fn to_backend(
+        &self,
+        request: &mut RequestHeader,
+        exchange: &Exchange,
+    ) -> pingora_core::Result<()> {
+        let (Some(route), Some(backend)) = (&exchange.route, &exchange.backend) else {
+            return pingora_core::Error::e_explain(NO_ROUTE, "no backend was chosen");
+        };
+        let Some(uri) = route.backend_uri(&request.uri, backend) else {
+            return pingora_core::Error::e_explain(NO_ROUTE, "the path does not fit the backend");
+        };
+        forwarded(request, &exchange.connection)?;
+        if route.host == HostHeader::Backend {
+            request.insert_header(header::HOST, backend.host().clone())?;
+        }
+        request.set_uri(uri);
+        match &exchange.session {
+            Some(session) => {
+                request.insert_header(MCP_SESSION_ID, session.binding.session.to_header())?;
+            }
+            None => {
+                request.remove_header(&MCP_SESSION_ID);
+            }
+        }
+        if exchange.call == Call::Post && accepts_anything(&request.headers) {
+            request.insert_header(header::ACCEPT, HeaderValue::from_static(POST_ACCEPT))?;
+        }
+        for (name, value) in backend.headers() {
+            request.insert_header(name.clone(), value.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Takes from a backend's answer what is not the client's, and opens, keeps or ends the
+    /// session. A session is in the store before this returns.
+    ///
+    /// # Errors
+    /// The refusal to answer with instead: a session was opened and cannot be kept.
+    pub async fn from_backend(
+        &self,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<(), Rejection> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        cors::remove(response);
+        remove_hop_by_hop(response);
+        if is_event_stream(&response.headers) {
+            // With a length, Pingora holds small chunks back until it is reached.
+            response.remove_header(&header::CONTENT_LENGTH);
+        }
+        let given = response.remove_header(&MCP_SESSION_ID);
+        exchange.outcome = match (&exchange.session, given) {
+            (Some(session), _) => {
+                let outcome = outcome_of_bound(response, exchange.call);
+                if outcome != SessionOutcome::Kept && self.store.remove(session.id).await.is_err() {
+                    // The backend answers 404 to the next request of the session, which removes it.
+                    log::warn!("session not removed: the store is unavailable");
+                }
+                outcome
+            }
+            (None, Some(given)) if exchange.era == Era::Session && response.status.is_success() => {
+                let opened = self.open(&given, exchange).await;
+                opened.map_err(|rejection| exchange.refuse(rejection))?
+            }
+            (None, _) => SessionOutcome::None,
+        };
+        Ok(())
+    }
+
+    /// Mints the client's id for the session that the backend calls `given`.
+    async fn open(
+        &self,
+        given: &HeaderValue,
+        exchange: &Exchange,
+    ) -> Result<SessionOutcome, Rejection> {
+        let (Some(route), Some(backend)) = (&exchange.route, &exchange.backend) else {
+            return Err(Rejection::Internal);
+        };
+        let session =
+            BackendSessionId::try_from(given).map_err(|_| Rejection::BackendAnswerInvalid)?;
+        let id = ClientSessionId::mint();
+        let binding = Binding {
+            route: route.path.clone(),
+            backend: backend.name().clone(),
+            session,
+        };
+        let inserted = self.store.insert(id, binding).await;
+        inserted.map_err(|_| Rejection::StoreUnavailable)?;
+        Ok(SessionOutcome::Opened(id))
+    }
+
+    /// Completes an answer for the client, whoever gave it.
+    ///
+    /// # Errors
+    /// Pingora refuses a header; it does not, as each is a constant or was a header before.
+    pub fn to_client(
+        &self,
+        response: &mut ResponseHeader,
+        exchange: &Exchange,
+    ) -> pingora_core::Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        self.cors.apply(&exchange.origin, response)?;
+        if let Some(id) = exchange.client_session() {
+            response.insert_header(MCP_SESSION_ID, id.to_header())?;
+        }
+        if is_event_stream(&response.headers) {
+            if !response.headers.contains_key(header::CACHE_CONTROL) {
+                let no_transform = HeaderValue::from_static("no-cache, no-transform");
+                response.insert_header(header::CACHE_CONTROL, no_transform)?;
+            }
+            if !response.headers.contains_key(X_ACCEL_BUFFERING) {
+                response.insert_header(X_ACCEL_BUFFERING, HeaderValue::from_static("no"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer to a request that was admitted as [`Admission::Preflight`].
+    ///
+    /// # Errors
+    /// As [`to_client`](Self::to_client).
+    pub fn preflight(&self, request: &RequestHeader) -> pingora_core::Result<ResponseHeader> {
+        self.cors.preflight(&request.headers)
+    }
+}
+
+/// What the answer to a bound request says of its session (MCP 2025-11-25, Session Management 3
+/// to 5). A 405 to DELETE keeps it.
+fn outcome_of_bound(response: &ResponseHeader, call: Call) -> SessionOutcome {
+    if response.status == http::StatusCode::NOT_FOUND {
+        return SessionOutcome::Lost;
+    }
+    if call == Call::Delete && response.status.is_success() {
+        return SessionOutcome::Ended;
+    }
+    SessionOutcome::Kept
+}
+
+/// Says who asked. What the client claims of it is not passed on.
+fn forwarded(request: &mut RequestHeader, connection: &Connection) -> pingora_core::Result<()> {
+    request.remove_header(&header::FORWARDED);
+    match connection.client {
+        Some(client) => request.insert_header(X_FORWARDED_FOR, client.to_string())?,
+        None => drop(request.remove_header(&X_FORWARDED_FOR)),
+    }
+    let scheme = if connection.tls { "https" } else { "http" };
+    request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(scheme))?;
+    match host_header(request) {
+        Some(host) => request.insert_header(X_FORWARDED_HOST, host)?,
+        None => drop(request.remove_header(&X_FORWARDED_HOST)),
+    }
+    Ok(())
+}
+
+fn host_header(request: &RequestHeader) -> Option<HeaderValue> {
+    match request.uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => request.headers.get(header::HOST).cloned(),
+    }
+}
+
+/// Whom the client addressed: the target's authority (RFC 9112 3.2.2), else `Host`. A `Host`
+/// that is not text is no name, and allowed nowhere that names are checked.
+fn authority(request: &RequestHeader) -> Option<&str> {
+    match request.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => {
+            let host = request.headers.get(header::HOST)?;
+            Some(host.to_str().unwrap_or_default())
+        }
+    }
+}
+
+/// RFC 9110 7.6.1. The framing is Pingora's own. `Server` names the backend's software.
+fn remove_hop_by_hop(response: &mut ResponseHeader) {
+    if let Some(connection) = response.remove_header(&header::CONNECTION) {
+        let options = connection.to_str().unwrap_or_default().split(',');
+        for option in options.map(str::trim) {
+            if !FRAMING.iter().any(|name| option.eq_ignore_ascii_case(name)) {
+                response.remove_header(option);
+            }
+        }
+    }
+    for name in HOP_BY_HOP {
+        response.remove_header(&name);
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| is_media_type(value.as_bytes(), EVENT_STREAM))
+}
+
+fn accepts_event_stream(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::ACCEPT).iter();
+    values.any(|value| {
+        let mut types = value.as_bytes().split(|byte| *byte == b',');
+        types.any(|accepted| is_media_type(accepted, EVENT_STREAM))
+    })
+}
+
+/// No `Accept`, or nothing in it but `*/*`: servers insist on both types by name.
+fn accepts_anything(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::ACCEPT).iter();
+    values.all(|value| value.as_bytes().trim_ascii() == b"*/*")
+}
+
+/// Whether `value` is `media_type`, with or without parameters.
+fn is_media_type(value: &[u8], media_type: &str) -> bool {
+    let essence = value.split(|byte| *byte == b';').next().unwrap_or_default();
+    essence
+        .trim_ascii()
+        .eq_ignore_ascii_case(media_type.as_bytes())
+}
+
+const NO_ROUTE: pingora_core::ErrorType = pingora_core::ErrorType::Custom("RequestNotRouted");
+
+/// MCP 2025-11-25, Sending Messages 2.
+const POST_ACCEPT: &str = "application/json, text/event-stream";
+
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+const HOP_BY_HOP: [HeaderName; 6] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::SERVER,
+    header::TE,
+    header::UPGRADE,
+];
+
+const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
