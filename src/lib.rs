@@ -6,6 +6,7 @@
 //! ```
 
 pub mod backend;
+pub mod config;
 pub mod cors;
 pub mod exchange;
 pub mod gateway;

@@ -1,0 +1,398 @@
+//! One YAML document: Pingora's keys at its top level, this proxy's under `mcp`.
+//!
+//! Nothing passes unnoticed: an unknown key, a duplicate, a value out of range is an error with
+//! its line, its column and its path. No error repeats a value, as it may be a secret.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use pingora_core::server::configuration::ServerConf;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::Error as YamlError;
+
+use crate::cors::CorsPolicy;
+use crate::host::HostPolicy;
+use crate::route::RouteTable;
+use crate::session::SessionSettings;
+use crate::setting::{Count, Entries, Entry, Text, UNEXPANDED, parse, refuse};
+
+/// A whole configuration file.
+#[derive(Debug)]
+pub struct Settings {
+    /// Pingora's own settings.
+    pub server: ServerConf,
+    /// This proxy's settings.
+    pub mcp: Config,
+}
+
+/// `mcp` in the configuration file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where clients connect.
+    pub listeners: Listeners,
+    /// The endpoints, and the backends that serve them.
+    pub routes: RouteTable,
+    /// Names by which clients may address this server.
+    #[serde(default)]
+    pub allowed_hosts: HostPolicy,
+    /// How sessions are kept.
+    #[serde(default)]
+    pub sessions: SessionSettings,
+    /// Which pages may use this server.
+    #[serde(default)]
+    pub cors: CorsPolicy,
+}
+
+/// The addresses that are listened on: at least one, each once.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "Entries<ListenerSection>")]
+pub struct Listeners(Vec<SocketAddr>);
+
+impl Listeners {
+    /// The addresses, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = SocketAddr> {
+        self.0.iter().copied()
+    }
+}
+
+/// What is wrong with a configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    file: String,
+    /// Line and column, from 1. `None` where the file could not be read.
+    position: Option<(u64, u64)>,
+    /// The key's path, such as `mcp.routes[0].path`; empty at the document's root.
+    path: String,
+    problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.file)?;
+        if let Some((line, column)) = self.position {
+            write!(formatter, ":{line}:{column}")?;
+        }
+        if !self.path.is_empty() {
+            write!(formatter, ": {}", self.path)?;
+        }
+        write!(formatter, ": {}", self.problem)
+    }
+}
+
+impl Settings {
+    /// Reads the file at `path`, with `${NAME}` in its values taken from the process's
+    /// environment.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn load(path: &str) -> Result<Self, ConfigError> {
+        let yaml = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            file: path.to_owned(),
+            position: None,
+            path: String::new(),
+            problem: format!("cannot be read: {error}"),
+        })?;
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self::parse(path, &yaml, environment)
+    }
+
+    /// Parses `yaml`. `file` is its name in errors; `environment` is where `${NAME}` is looked up.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn parse(
+        file: &str,
+        yaml: &str,
+        environment: HashMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let document: Document = from_yaml(file, yaml, environment.clone())?;
+        // Pingora's keys were checked above and are read here; it skips the others itself.
+        let mut server: ServerConf = from_yaml(file, yaml, environment)?;
+        if document.max_retries.is_none() {
+            server.max_retries = DEFAULT_ATTEMPTS;
+        }
+        server.grace_period_seconds = server.grace_period_seconds.or(Some(DEFAULT_GRACE_SECONDS));
+        let shutdown = server.graceful_shutdown_timeout_seconds;
+        server.graceful_shutdown_timeout_seconds = shutdown.or(Some(DEFAULT_SHUTDOWN_SECONDS));
+        Ok(Self {
+            server,
+            mcp: document.mcp,
+        })
+    }
+}
+
+/// An entry of `mcp.listeners` in the configuration file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenerSection {
+    /// An IP address and a port.
+    address: Address,
+}
+
+impl Entry for ListenerSection {
+    const DUPLICATE: &'static str = "duplicate address: expected each once";
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.address == other.address
+    }
+}
+
+impl From<Entries<ListenerSection>> for Listeners {
+    fn from(Entries(sections): Entries<ListenerSection>) -> Self {
+        let addresses = sections.into_iter().map(|section| section.address.0);
+        Self(addresses.collect())
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Address(SocketAddr);
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for Address {
+    type Error = &'static str;
+
+    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => Ok(Self(address)),
+            Ok(_) => Err("port zero: expected the port that clients connect to"),
+            Err(_) => {
+                Err("not an address: expected an IP address and a port, such as 127.0.0.1:8080")
+            }
+        }
+    }
+}
+
+/// The document's top level: `mcp`, and Pingora's keys, of which only what Pingora itself does
+/// not check is looked at.
+struct Document {
+    mcp: Config,
+    max_retries: Option<Count>,
+}
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(DocumentVisitor)
+    }
+}
+
+struct DocumentVisitor;
+
+impl<'de> Visitor<'de> for DocumentVisitor {
+    type Value = Document;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a mapping with the key 'mcp'")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+        let mut mcp = None;
+        let mut max_retries = None;
+        while let Some(key) = map.next_key::<TopLevelKey>()? {
+            match key {
+                TopLevelKey::Mcp => mcp = Some(map.next_value()?),
+                TopLevelKey::MaxRetries => max_retries = Some(map.next_value()?),
+                TopLevelKey::Count => drop(map.next_value::<Count>()?),
+                TopLevelKey::OptionalCount => drop(map.next_value::<Option<Count>>()?),
+                TopLevelKey::Ipv4 => drop(map.next_value::<Vec<Ip<Ipv4Addr>>>()?),
+                TopLevelKey::Ipv6 => drop(map.next_value::<Vec<Ip<Ipv6Addr>>>()?),
+                TopLevelKey::Other => {
+                    let Expanded = map.next_value()?;
+                }
+            }
+        }
+        let mcp = mcp.ok_or_else(|| de::Error::missing_field("mcp"))?;
+        Ok(Document { mcp, max_retries })
+    }
+}
+
+enum TopLevelKey {
+    Mcp,
+    /// Pingora answers nothing at all where it is zero.
+    MaxRetries,
+    /// Pingora panics where it is zero.
+    Count,
+    /// The same, or `null`.
+    OptionalCount,
+    /// Pingora panics where one is no address.
+    Ipv4,
+    Ipv6,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for TopLevelKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<String, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<String> for TopLevelKey {
+    type Error = &'static str;
+
+    fn try_from(key: String) -> Result<Self, Self::Error> {
+        match key.as_str() {
+            "mcp" => Ok(Self::Mcp),
+            "max_retries" => Ok(Self::MaxRetries),
+            "threads" | "listener_tasks_per_fd" => Ok(Self::Count),
+            "max_blocking_threads"
+            | "daemon_ready_timeout_seconds"
+            | "daemon_notify_timeout_seconds"
+            | "runtime_metrics_poll_time_histogram_buckets"
+            | "runtime_metrics_poll_time_histogram_resolution_micros" => Ok(Self::OptionalCount),
+            "client_bind_to_ipv4" => Ok(Self::Ipv4),
+            "client_bind_to_ipv6" => Ok(Self::Ipv6),
+            _ if pingora_keys().contains(&key) => Ok(Self::Other),
+            _ => Err("unknown key: expected 'mcp' or one of Pingora's keys"),
+        }
+    }
+}
+
+/// An address of this machine that backends are connected to from.
+struct Ip<A>(PhantomData<A>);
+
+impl<'de, A: FromStr> Deserialize<'de> for Ip<A> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Text(text) = Text::deserialize(deserializer)?;
+        match text.parse::<A>() {
+            Ok(_) => Ok(Self(PhantomData)),
+            Err(_) => Err(refuse(
+                "not an address: expected one of the IP version that the key names",
+            )),
+        }
+    }
+}
+
+/// Any value without `${`, as [`Text`] is.
+struct Expanded;
+
+impl<'de> Deserialize<'de> for Expanded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        if value.to_string().contains("${") {
+            return Err(refuse(UNEXPANDED));
+        }
+        Ok(Self)
+    }
+}
+
+/// The names of Pingora's own keys, from Pingora itself.
+fn pingora_keys() -> Vec<String> {
+    let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(ServerConf::default()) else {
+        return Vec::new();
+    };
+    keys.into_iter().map(|(key, _)| key).collect()
+}
+
+fn from_yaml<T: de::DeserializeOwned>(
+    file: &str,
+    yaml: &str,
+    environment: HashMap<String, String>,
+) -> Result<T, ConfigError> {
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        strict_booleans: true,
+        reject_unsupported_tags: true,
+    };
+    let options = options.with_properties(environment);
+    let mut path = String::new();
+    serde_saphyr::with_deserializer_from_str_with_options(yaml, options, |deserializer| {
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            path = error.path().to_string();
+            error.into_inner()
+        })
+    })
+    .map_err(|error| ConfigError {
+        file: file.to_owned(),
+        position: error
+            .location()
+            .map(|location| (location.line(), location.column())),
+        path: path
+            .trim_end_matches(['.', '?'])
+            .replace(char::is_control, "?"),
+        problem: problem(error.without_snippet()),
+    })
+}
+
+/// What is wrong, without the value that it is wrong with.
+fn problem(error: &YamlError) -> String {
+    match error {
+        YamlError::AliasError { error, .. } => problem(error),
+        // What `refuse` says.
+        YamlError::SerdeInvalidValue { expected, .. } => expected.clone(),
+        YamlError::SerdeInvalidType { expected, .. } => wrong_kind(expected),
+        YamlError::Unexpected { expected, .. } => wrong_kind(expected),
+        YamlError::InvalidScalar { ty, .. } => wrong_kind(ty),
+        YamlError::InvalidBooleanStrict { .. } => wrong_kind("boolean"),
+        YamlError::ExternallyTaggedEnumExpectedScalarOrMapping { .. } => {
+            wrong_kind("string scalar")
+        }
+        YamlError::NullIntoString { .. } => "no value: expected one".to_owned(),
+        YamlError::SerdeUnknownField { expected, .. } => {
+            format!("unknown key: expected one of {}", expected.join(", "))
+        }
+        YamlError::SerdeUnknownVariant { expected, .. } => {
+            format!("unknown value: expected one of {}", expected.join(", "))
+        }
+        YamlError::SerdeMissingField { field, .. } => {
+            format!("missing key '{field}': expected it here")
+        }
+        YamlError::DuplicateMappingKey { .. } => "duplicate key: expected each once".to_owned(),
+        YamlError::UnresolvedProperty { name, .. }
+        | YamlError::PropertyRequiredButUnset { name, .. }
+        | YamlError::PropertyRequiredButEmpty { name, .. } => {
+            format!("environment variable {name} is not set: expected it, or another value")
+        }
+        YamlError::InvalidPropertyName { .. } => {
+            "'${' without a name: expected ${NAME}, of letters, digits and '_'".to_owned()
+        }
+        YamlError::Eof { .. } => "nothing in it: expected the key 'mcp'".to_owned(),
+        YamlError::MultipleDocuments { .. } => "a second document: expected one".to_owned(),
+        YamlError::UnknownAnchor { .. } => {
+            "unknown alias: expected quotes around a value that begins with '*'".to_owned()
+        }
+        YamlError::UnsupportedTag { .. } => {
+            "unknown tag: expected quotes around a value that begins with '!'".to_owned()
+        }
+        // The one message of the parser that repeats what it read.
+        YamlError::ExternalMessage { msg, .. } if msg.starts_with("unexpected character") => {
+            "not YAML: unexpected character: expected quotes around a value that begins with it"
+                .to_owned()
+        }
+        YamlError::ExternalMessage { msg, .. } => format!("not YAML: {msg}"),
+        // What else there is may repeat a value.
+        _ => "not understood: expected YAML of plain keys, values and lists".to_owned(),
+    }
+}
+
+/// `expected` as serde and serde-saphyr name types.
+fn wrong_kind(expected: &str) -> String {
+    let kind = match expected {
+        "boolean" => "true or false",
+        "mapping start" => "a mapping",
+        "sequence start" => "a list",
+        "string scalar" => "a single value",
+        "u64" | "usize" => "a whole number",
+        other => other,
+    };
+    format!("wrong kind of value: expected {kind}")
+}
+
+/// How many backends are tried for a request before it is given up.
+const DEFAULT_ATTEMPTS: usize = 3;
+
+/// Pingora waits this long after SIGTERM, always, before it ends what is left.
+const DEFAULT_GRACE_SECONDS: u64 = 10;
+
+const DEFAULT_SHUTDOWN_SECONDS: u64 = 5;
