@@ -4,6 +4,33 @@
 //!  client  -- its own session id -->  McpProxy  -- the server's session id -->  MCP server
 //!          <-- JSON or SSE ---------            <-- chunk by chunk -----------
 //! ```
+//!
+//! Two ways to use it: [`McpProxy`] whole, as here, or a `ProxyHttp` of your own that keeps an
+//! [`Exchange`] in its context and calls the five functions of the [`Gateway`].
+//!
+//! ```
+//! use std::collections::HashMap;
+//! use std::sync::Arc;
+//!
+//! use pingora_mcp::{Settings, server};
+//!
+//! let yaml = "
+//! mcp:
+//!   listeners:
+//!     - address: 127.0.0.1:8080
+//!   routes:
+//!     - path: /mcp
+//!       backends:
+//!         - name: local
+//!           url: http://127.0.0.1:3000/mcp
+//! ";
+//! let Settings { server: conf, mcp, .. } = Settings::parse("edge.yaml", yaml, HashMap::new())?;
+//! let listeners = mcp.listeners.clone();
+//! // A service for `pingora_core::server::Server::add_service`.
+//! let service = server::proxy_service(&Arc::new(conf), server::gateway(mcp), &listeners);
+//! # let _ = service;
+//! # Ok::<(), pingora_mcp::ConfigError>(())
+//! ```
 
 pub mod backend;
 pub mod config;
@@ -12,9 +39,15 @@ pub mod exchange;
 pub mod gateway;
 pub mod host;
 pub mod mcp;
+pub mod proxy;
 pub mod rejection;
 pub mod route;
+pub mod server;
 pub mod session;
 pub mod setting;
 
-pub use exchange::Exchange;
+pub use config::{Config, ConfigError, Settings};
+pub use exchange::{Connection, Exchange, SessionOutcome};
+pub use gateway::{Admission, Gateway};
+pub use proxy::McpProxy;
+pub use rejection::Rejection;

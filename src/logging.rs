@@ -1,0 +1,34 @@
+//! The log on standard error.
+
+use env_logger::{Builder, Env, Logger};
+use log::{Level, Log, Metadata, Record};
+
+/// Starts the log. `RUST_LOG` sets its levels, for this proxy's own modules at will.
+pub(crate) fn start() {
+    let environment = Env::default().default_filter_or("warn,pingora_mcp=info");
+    let logger = Builder::from_env(environment).build();
+    log::set_max_level(logger.filter());
+    log::set_boxed_logger(Box::new(Discreet(logger))).expect("no log was started before");
+}
+
+/// Keeps Pingora at `warn`, whatever is asked for: below, it prints whole requests and answers,
+/// with the ids and tokens in them.
+struct Discreet(Logger);
+
+impl Log for Discreet {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let target = metadata.target();
+        let is_pingora = target.starts_with("pingora") && !target.starts_with("pingora_mcp");
+        !(is_pingora && metadata.level() > Level::Warn) && self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}

@@ -1,0 +1,230 @@
+//! `McpProxy`: the gateway as a Pingora HTTP proxy. This is the one place that knows Pingora's
+//! `Session`, and the one that writes an answer of the proxy's own.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::exchange::{Connection, Exchange};
+use crate::gateway::{Admission, Gateway};
+use crate::rejection::{REFUSED, Rejection};
+
+/// An MCP gateway that a Pingora server can host.
+///
+/// To add filters of your own, implement `ProxyHttp` yourself with an [`Exchange`] in its
+/// context and call the [`Gateway`]'s functions as this type does.
+#[derive(Debug)]
+pub struct McpProxy {
+    gateway: Gateway,
+}
+
+impl McpProxy {
+    /// Serves what `gateway` routes.
+    pub fn new(gateway: Gateway) -> Self {
+        Self { gateway }
+    }
+
+    /// Writes an answer of the proxy's own.
+    async fn respond(
+        &self,
+        session: &mut Session,
+        exchange: &Exchange,
+        mut header: ResponseHeader,
+        body: Bytes,
+    ) -> Result<()> {
+        self.gateway.to_client(&mut header, exchange)?;
+        let has_no_body = body.is_empty();
+        session
+            .write_response_header(Box::new(header), has_no_body)
+            .await?;
+        if !has_no_body {
+            session.write_response_body(Some(body), true).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for McpProxy {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::default()
+    }
+
+    /// No modules: an empty set costs nothing a request, and nothing may compress a stream.
+    fn init_downstream_modules(&self, _: &mut pingora_core::modules::http::HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
+        // Pingora sets none of these. A connection that the client wants closed stays so.
+        if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(CLIENT_IDLE_SECONDS));
+        }
+        session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+        session.set_total_drain_timeout(Some(CLIENT_DRAIN_TIMEOUT));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        let connection = connection(session);
+        let request = session.req_header();
+        let (header, body) = match self.gateway.admit(request, connection, exchange).await {
+            Ok(Admission::Forward) => return Ok(false),
+            Ok(Admission::Preflight) => (self.gateway.preflight(request)?, Bytes::new()),
+            Err(rejection) => rejection.answer()?,
+        };
+        // Pingora reads what is left of the request's body, and the connection goes on.
+        session.set_close_on_response_before_downstream_finish(false);
+        self.respond(session, exchange, header, body).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(
+        &self,
+        _: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<Box<HttpPeer>> {
+        let call = exchange.call();
+        let backend = self.gateway.route(exchange)?;
+        Ok(Box::new(backend.peer(call)))
+    }
+
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        exchange: &mut Exchange,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        // Nothing of the request has been read or sent, so that another backend may have it.
+        if self.gateway.another_backend(exchange) {
+            error.set_retry(true);
+            let cause = error.etype().as_str();
+            log::warn!(
+                "trying another backend: {:?}, cause {cause}",
+                exchange.unreachable()
+            );
+        }
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        self.gateway.to_backend(request, exchange)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        Ok(self.gateway.from_backend(response, exchange).await?)
+    }
+
+    async fn response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        self.gateway.to_client(response, exchange)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        exchange: &mut Exchange,
+    ) -> FailToProxy {
+        let failed = |error_code| FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        };
+        log_failure(error, exchange);
+        if is_client_gone(error) || session.response_written().is_some() {
+            return failed(0);
+        }
+        let rejection = exchange.rejection().unwrap_or_else(|| Rejection::of(error));
+        // Pingora closes the connection after an error; the client is told so.
+        session.set_keepalive(None);
+        let answered = match rejection.answer() {
+            Ok((header, body)) => self.respond(session, exchange, header, body).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = answered {
+            log::debug!("refusal not written: {error}");
+        }
+        failed(rejection.status().as_u16())
+    }
+
+    /// Pingora's own lines quote what a backend sent, ids included, and whole request targets:
+    /// [`log_failure`] writes one in their place.
+    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Exchange,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+/// A client that leaves is no failure, and a refusal was decided on.
+fn log_failure(error: &Error, exchange: &Exchange) {
+    if *error.esource() == ErrorSource::Downstream || *error.etype() == REFUSED {
+        return;
+    }
+    let failure = Rejection::of(error).name();
+    let cause = error.etype().as_str();
+    match exchange.backend() {
+        Some(backend) => log::warn!("{failure}: backend {backend}, cause {cause}"),
+        None => log::warn!("{failure}: cause {cause}"),
+    }
+}
+
+/// How the client of `session` is connected. A Unix socket counts as loopback.
+pub fn connection(session: &Session) -> Connection {
+    let ip = |address: Option<&pingora_core::protocols::l4::socket::SocketAddr>| {
+        Some(address?.as_inet()?.ip().to_canonical())
+    };
+    let digest = session.digest();
+    Connection {
+        client: ip(session.client_addr()),
+        over_loopback: ip(session.server_addr()).is_none_or(|ip| ip.is_loopback()),
+        tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
+    }
+}
+
+fn is_client_gone(error: &Error) -> bool {
+    use ErrorType::{ConnectionClosed, ReadError, WriteError, WriteTimedout};
+    *error.esource() == ErrorSource::Downstream
+        && matches!(
+            error.etype(),
+            ConnectionClosed | ReadError | WriteError | WriteTimedout
+        )
+}
+
+/// How long an idle connection of a client is kept, in seconds.
+const CLIENT_IDLE_SECONDS: u64 = 75;
+
+/// How long a client may take no byte of an answer. While a write is blocked, its leaving is not
+/// noticed.
+const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the rest of a refused request's body is read, to keep the connection.
+const CLIENT_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,0 +1,88 @@
+//! From a configuration to a running Pingora server.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
+use pingora_core::server::Server;
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::services::listening::Service;
+use pingora_proxy::{HttpProxy, http_proxy_service_with_name};
+
+use crate::backend::tcp_keepalive;
+use crate::config::{Config, Listeners, Settings};
+use crate::gateway::Gateway;
+use crate::proxy::McpProxy;
+use crate::session::MemoryStore;
+
+/// Runs the proxy until a signal ends it. `options` are Pingora's own; what they say of the
+/// configuration file is ignored, as `settings` have been read from it.
+///
+/// # Errors
+/// An address cannot be listened on.
+pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
+    let Settings { server, mcp } = settings;
+    if !options.upgrade {
+        check_addresses(&mcp.listeners)?;
+    }
+    options.conf = None;
+    let mut pingora = Server::new_with_opt_and_conf(options, server);
+    pingora.bootstrap();
+    log::info!("{}", summary(&mcp));
+    let listeners = mcp.listeners.clone();
+    let service = proxy_service(&pingora.configuration, gateway(mcp), &listeners);
+    pingora.add_service(service);
+    pingora.run_forever();
+}
+
+/// The gateway that `config` describes, with its sessions in memory.
+pub fn gateway(config: Config) -> Gateway {
+    let store = Arc::new(MemoryStore::new(config.sessions));
+    Gateway::new(config.routes, config.cors, config.allowed_hosts, store)
+}
+
+/// The proxy as a service on `listeners`, to host in a Pingora server of your own.
+pub fn proxy_service(
+    conf: &Arc<ServerConf>,
+    gateway: Gateway,
+    listeners: &Listeners,
+) -> Service<HttpProxy<McpProxy>> {
+    let mut service = http_proxy_service_with_name(conf, McpProxy::new(gateway), "mcp");
+    for address in listeners.iter() {
+        let mut socket = TcpSocketOptions::default();
+        socket.tcp_keepalive = Some(tcp_keepalive());
+        service.add_listener(ListenerConfig::tcp(address.to_string()).tcp_socket_options(socket));
+    }
+    service
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {cause}")]
+pub struct ListenError {
+    address: std::net::SocketAddr,
+    cause: std::io::Error,
+}
+
+/// Pingora tries a bind for half a minute and then goes on without the listener.
+fn check_addresses(listeners: &Listeners) -> Result<(), ListenError> {
+    for address in listeners.iter() {
+        TcpListener::bind(address).map_err(|cause| ListenError { address, cause })?;
+    }
+    Ok(())
+}
+
+/// What is listened on and what goes where, in one line.
+fn summary(config: &Config) -> String {
+    let mut summary = String::from("listening on");
+    for address in config.listeners.iter() {
+        summary += &format!(" {address}");
+    }
+    for route in config.routes.iter() {
+        summary += &format!("; {} ->", route.path);
+        for backend in route.pool.iter() {
+            summary += &format!(" {backend}");
+        }
+    }
+    summary
+}
