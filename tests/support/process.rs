@@ -1,0 +1,142 @@
+//! The built binary as a process of its own, and other programs that a test needs beside it.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// A proxy as it is shipped: the built binary with a configuration file.
+pub struct ProxyProcess {
+    pub address: SocketAddr,
+    program: Program,
+}
+
+impl ProxyProcess {
+    /// A proxy with `mcp`, the YAML below `mcp:` but for its listeners, and the default log.
+    pub async fn start(mcp: &str) -> Self {
+        Self::with_environment(mcp, &[]).await
+    }
+
+    /// A proxy as [`start`](Self::start), with `environment` added to this process's.
+    pub async fn with_environment(mcp: &str, environment: &[(&str, &str)]) -> Self {
+        // Between this bind and the proxy's own, anybody may take the port; then another is tried.
+        for _ in 0..5 {
+            let address = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
+            let configuration = scratch_file("yaml");
+            let yaml = format!("version: 1\nmcp:\n  listeners:\n    - address: {address}\n{mcp}");
+            std::fs::write(&configuration, yaml).unwrap();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
+            command.arg("-c").arg(&configuration).env_remove("RUST_LOG");
+            command.envs(environment.iter().copied());
+
+            let mut program = Program::start(&mut command);
+            let is_ready = program.until(|_| listens(address)).await;
+            std::fs::remove_file(configuration).unwrap();
+            if is_ready {
+                return Self { address, program };
+            }
+            let log = program.log();
+            assert!(log.contains("cannot listen on"), "it did not start: {log}");
+        }
+        panic!("each port was taken before the proxy could bind it");
+    }
+
+    /// The URL of `path` at this proxy.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// All that it has written to standard output and standard error.
+    pub fn log(&self) -> String {
+        self.program.log()
+    }
+
+    /// The memory that it has in RAM now, in KiB.
+    pub fn resident(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most that [`resident`](Self::resident) has ever been.
+    pub fn peak_resident(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, key: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.program.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+        kib.parse().unwrap()
+    }
+}
+
+/// A program that runs until it is dropped, its output in a file.
+pub struct Program {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Program {
+    /// Starts `command`.
+    pub fn start(command: &mut Command) -> Self {
+        let path = scratch_file("log");
+        let output = std::fs::File::create(&path).unwrap();
+        let both = output.try_clone().unwrap();
+        command.stdin(Stdio::null()).stdout(both).stderr(output);
+        Self {
+            child: command.spawn().unwrap(),
+            output: path,
+        }
+    }
+
+    /// All that it has written to standard output and standard error.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.output).unwrap()).into_owned()
+    }
+
+    /// Waits until `is_ready` says so, and says no if the program ends before that.
+    pub async fn until(&mut self, is_ready: impl Fn(&Self) -> bool) -> bool {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let ready = is_ready(self);
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if ready {
+                return true;
+            }
+            assert!(Instant::now() < deadline, "not ready: {}", self.log());
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Both fail only where the program has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.output);
+    }
+}
+
+fn listens(address: SocketAddr) -> bool {
+    // While nobody listens, a connection's own port may be the one that it connects to.
+    TcpStream::connect(address).is_ok_and(|stream| stream.local_addr().unwrap() != address)
+}
+
+/// A path that no other test uses.
+fn scratch_file(extension: &str) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{}-{number}.{extension}", std::process::id());
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(5);

@@ -1,0 +1,83 @@
+//! One end of a TCP connection, for a backend or a client whose every byte the test decides on.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::within;
+
+/// A connection, and what has arrived on it without having been looked at.
+pub struct Wire {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Wire {
+    /// A client's end.
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::new(TcpStream::connect(address).await.unwrap())
+    }
+
+    /// A backend's end, with the request's header read.
+    pub async fn accept(backend: &TcpListener) -> (Self, String) {
+        let accepted = within("a connection to the backend", backend.accept()).await;
+        let mut wire = Self::new(accepted.unwrap().0);
+        let header = wire.receive("\r\n\r\n").await;
+        (wire, header)
+    }
+
+    fn new(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            received: Vec::new(),
+        }
+    }
+
+    /// Sends `bytes` as they are.
+    pub async fn send(&mut self, bytes: &str) {
+        self.stream.write_all(bytes.as_bytes()).await.unwrap();
+    }
+
+    /// Sends `bytes` as one chunk of a chunked body; none are its end.
+    pub async fn send_chunk(&mut self, bytes: &[u8]) {
+        let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
+        chunk.extend(bytes);
+        chunk.extend(b"\r\n");
+        self.stream.write_all(&chunk).await.unwrap();
+    }
+
+    /// All that arrives up to `end`, with it.
+    pub async fn receive(&mut self, end: &str) -> String {
+        let end = end.as_bytes();
+        loop {
+            let found = self.received.windows(end.len()).position(|at| at == end);
+            if let Some(start) = found {
+                let rest = self.received.split_off(start + end.len());
+                let received = std::mem::replace(&mut self.received, rest);
+                return String::from_utf8(received).unwrap();
+            }
+            let what = "the next bytes of the other end";
+            let read = within(what, self.stream.read_buf(&mut self.received)).await;
+            assert_ne!(read.unwrap(), 0, "closed after {:?}", self.received);
+        }
+    }
+
+    /// Waits until the other end closes, whatever it sends before.
+    pub async fn until_closed(mut self) {
+        let what = "the end of the connection";
+        while let Ok(1..) = within(what, self.stream.read_buf(&mut self.received)).await {}
+    }
+
+    /// Closes the connection in order: all that was sent arrives before its end.
+    pub async fn close(mut self) {
+        self.stream.shutdown().await.unwrap();
+        self.until_closed().await;
+    }
+
+    /// Breaks the connection off, as the kernel does for a program that died with unread bytes.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+}
