@@ -1,0 +1,160 @@
+//! The two ways to have MCP in a Pingora server of your own.
+//!
+//! ```text
+//! cargo run --example embed CONFIGURATION          McpProxy as one of the server's services
+//! cargo run --example embed CONFIGURATION own      a ProxyHttp of your own around the gateway
+//! ```
+//!
+//! The second asks every client for an API key before anything else is looked at.
+
+use std::error::Error;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_core::Result;
+use pingora_core::server::Server;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_mcp::proxy::connection;
+use pingora_mcp::{Admission, Exchange, Gateway, Rejection, Settings, server};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session, http_proxy_service};
+
+fn main() -> std::result::Result<(), Box<dyn Error>> {
+    env_logger::init();
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().ok_or("name a configuration file")?;
+    let Settings {
+        server: conf, mcp, ..
+    } = Settings::load(&path)?;
+    let listeners = mcp.listeners.clone();
+    let gateway = server::gateway(mcp);
+
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    if arguments.next().is_some() {
+        let mut service = http_proxy_service(&server.configuration, ApiKeyProxy { gateway });
+        for address in listeners.iter() {
+            service.add_tcp(&address.to_string());
+        }
+        server.add_service(service);
+    } else {
+        let service = server::proxy_service(&server.configuration, gateway, &listeners);
+        server.add_service(service);
+    }
+    server.run_forever();
+}
+
+/// Lets in who has the key. The gateway's functions are called in the order of Pingora's filters.
+struct ApiKeyProxy {
+    gateway: Gateway,
+}
+
+impl ApiKeyProxy {
+    async fn respond(
+        &self,
+        session: &mut Session,
+        exchange: &Exchange,
+        mut header: ResponseHeader,
+        body: Bytes,
+    ) -> Result<()> {
+        self.gateway.to_client(&mut header, exchange)?;
+        session
+            .write_response_header(Box::new(header), false)
+            .await?;
+        session.write_response_body(Some(body), true).await
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for ApiKeyProxy {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::default()
+    }
+
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        let connection = connection(session);
+        let request = session.req_header();
+        let admitted = self.gateway.admit(request, connection, exchange).await;
+        let (header, body) = match admitted {
+            // A preflight carries no key, so that it is answered before one is asked for.
+            Ok(Admission::Preflight) => (self.gateway.preflight(request)?, Bytes::new()),
+            Ok(Admission::Forward) if has_key(request) => return Ok(false),
+            Ok(Admission::Forward) => {
+                let mut header = ResponseHeader::build(401, None)?;
+                header.insert_header("WWW-Authenticate", "ApiKey")?;
+                header.insert_header("Content-Length", "0")?;
+                (header, Bytes::new())
+            }
+            Err(rejection) => rejection.answer()?,
+        };
+        self.respond(session, exchange, header, body).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(
+        &self,
+        _: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<Box<HttpPeer>> {
+        let call = exchange.call();
+        let backend = self.gateway.route(exchange)?;
+        Ok(Box::new(backend.peer(call)))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        request.remove_header("X-Api-Key");
+        self.gateway.to_backend(request, exchange)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        Ok(self.gateway.from_backend(response, exchange).await?)
+    }
+
+    async fn response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        self.gateway.to_client(response, exchange)
+    }
+
+    /// Without this, Pingora's own error page would lack CORS, and a body.
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &pingora_core::Error,
+        exchange: &mut Exchange,
+    ) -> FailToProxy {
+        let refused = exchange.rejection();
+        let rejection = refused.unwrap_or_else(|| Rejection::of(error));
+        session.set_keepalive(None);
+        if session.response_written().is_none()
+            && let Ok((header, body)) = rejection.answer()
+            && let Err(error) = self.respond(session, exchange, header, body).await
+        {
+            log::debug!("refusal not written: {error}");
+        }
+        FailToProxy {
+            error_code: rejection.status().as_u16(),
+            can_reuse_downstream: false,
+        }
+    }
+}
+
+fn has_key(request: &RequestHeader) -> bool {
+    let key = request.headers.get("X-Api-Key");
+    key.is_some_and(|key| key == "demo-key")
+}
