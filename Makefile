@@ -1,0 +1,33 @@
+# `make` lists what there is to do. Each target first makes the tools available that it needs (scripts/tools.sh).
+
+export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help run check test bench audit tools-build tools-test
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
+		printf '%-12s %s\n' "$$target" "$$what"; done
+
+run: tools-build ## Build and start a demo MCP server with the proxy in front of it
+	cargo build --release --locked --bins --example demo_server
+	@scripts/run-demo.sh
+
+# The docs cover the examples, and so are built with the same features of the dependencies as the lints and the tests.
+check: tools-test ## The quick checks: format, dependencies, lints, docs
+	cargo fmt --check
+	cargo deny --locked check licenses bans sources
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib --examples
+
+test: check ## The quick checks, then all tests
+	cargo test --locked
+
+bench: tools-build ## The micro-benchmarks
+	cargo bench --locked
+
+audit: tools-test ## Look the dependencies up in RustSec's list of vulnerabilities (fetched from GitHub)
+	cargo deny --locked check advisories
+
+tools-build tools-test: tools-%:
+	@scripts/tools.sh $*

