@@ -1,0 +1,136 @@
+//! The official TypeScript SDKs as clients of the official example server, through the built
+//! binary: they see through it what they see without it, but for the session ids.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::process::{Program, ProxyProcess};
+use support::{route, within};
+
+#[tokio::test]
+async fn clients_see_through_the_proxy_what_they_see_without_it() {
+    let server = ExampleServer::start().await;
+    let proxy = ProxyProcess::start(&route(&[server.address])).await;
+    for client in CLIENTS {
+        let direct_url = format!("http://{}/mcp", server.address);
+        // The example server's own answer to an ended session is 400.
+        let mut direct = run(client, &direct_url, "400").await;
+        let mut proxied = run(client, &proxy.url("/mcp"), "404").await;
+
+        let direct_id = take(&mut direct, "sessionId");
+        assert!(server.sessions().contains(&text(direct_id)), "{client}");
+        let proxied_id = take(&mut proxied, "sessionId");
+        assert_minted_here(&text(proxied_id), &server.sessions());
+
+        let _ = take(&mut direct, "ended");
+        let ended = take(&mut proxied, "ended");
+        assert_eq!(ended, json!({ "status": 404, "code": -32001 }), "{client}");
+        assert_eq!(proxied, direct, "{client}");
+    }
+}
+
+#[tokio::test]
+async fn four_clients_at_a_time_use_two_servers_behind_one_proxy() {
+    let servers = [ExampleServer::start().await, ExampleServer::start().await];
+    let proxy = ProxyProcess::start(&route(&[servers[0].address, servers[1].address])).await;
+    let url = proxy.url("/mcp");
+    for _ in 0..2 {
+        let clients = [CLIENTS[0], CLIENTS[1], CLIENTS[0], CLIENTS[1]];
+        let runs = clients.map(|client| run(client, &url, "404"));
+        for mut facts in futures::future::join_all(runs).await {
+            let id = text(take(&mut facts, "sessionId"));
+            assert_minted_here(&id, &servers[0].sessions());
+            assert_minted_here(&id, &servers[1].sessions());
+        }
+    }
+    for server in servers {
+        assert!(!server.sessions().is_empty(), "a server got no session");
+    }
+}
+
+/// `@modelcontextprotocol/server-everything`, until it is dropped.
+struct ExampleServer {
+    address: SocketAddr,
+    program: Program,
+}
+
+impl ExampleServer {
+    async fn start() -> Self {
+        let mut program = Program::start(&mut node("everything.mjs"));
+        let listens = program.until(|server| listening(server).is_some()).await;
+        assert!(listens, "it did not start: {}", program.log());
+        Self {
+            address: listening(&program).unwrap(),
+            program,
+        }
+    }
+
+    /// The ids of all sessions that it has opened, from its log.
+    fn sessions(&self) -> Vec<String> {
+        let log = self.program.log();
+        let ids = log
+            .lines()
+            .filter_map(|line| line.strip_prefix("Session initialized with ID: "));
+        ids.map(str::to_owned).collect()
+    }
+}
+
+fn listening(server: &Program) -> Option<SocketAddr> {
+    let log = server.log();
+    let address = log
+        .split("listening on http://")
+        .nth(1)?
+        .split_once("/mcp\n")?
+        .0;
+    Some(address.parse().unwrap())
+}
+
+/// Runs a client, which checks all it sees itself, and returns the facts that it prints.
+async fn run(client: &str, url: &str, status_of_an_ended_session: &str) -> Value {
+    let mut command = tokio::process::Command::from(node(client));
+    command
+        .args([url, status_of_an_ended_session])
+        .kill_on_drop(true);
+    let output = within(client, command.output()).await.unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{client}: {error}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A command for a script of `tests/typescript`.
+fn node(script: &str) -> Command {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/typescript");
+    let has_node = Command::new("node").arg("--version").output().is_ok();
+    assert!(
+        has_node && folder.join("node_modules").is_dir(),
+        "node or its packages are missing: run `make test`, which installs them"
+    );
+    let mut node = Command::new("node");
+    node.arg(script).current_dir(folder);
+    node
+}
+
+/// Removes a fact from a client's.
+fn take(facts: &mut Value, name: &str) -> Value {
+    facts.as_object_mut().unwrap().remove(name).unwrap()
+}
+
+fn text(fact: Value) -> String {
+    fact.as_str().unwrap().to_owned()
+}
+
+fn assert_minted_here(id: &str, of_server: &[String]) {
+    let is_digit = |byte: u8| b"0123456789abcdef".contains(&byte);
+    assert!(id.len() == 32 && id.bytes().all(is_digit), "{id}");
+    let plain = |id: &String| id.replace('-', "");
+    assert!(
+        !of_server.iter().map(plain).any(|other| other == id),
+        "{id}"
+    );
+}
+
+const CLIENTS: [&str; 2] = ["client.mjs", "client2.mjs"];
