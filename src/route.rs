@@ -1,6 +1,7 @@
 //! From a request's path to the route that serves it, and on to the backend's own path.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use http::Uri;
@@ -24,6 +25,7 @@ pub struct Route {
 /// `host` of a route: what backends get as `Host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum HostHeader {
     /// The backend's own name, as its `url` says: what servers that check `Host` expect.
     #[default]
@@ -59,6 +61,14 @@ impl RoutePath {
 impl<'de> Deserialize<'de> for RoutePath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl FromStr for RoutePath {
+    type Err = &'static str;
+
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        Self::try_from(Text(path.to_owned()))
     }
 }
 
@@ -176,11 +186,20 @@ impl From<RouteSection> for Route {
     }
 }
 
-/// Whether a segment is `.` or `..`, plain or percent-encoded (RFC 3986 3.3, 6.2.2).
+/// Whether a segment is `.` or `..`, however a backend that decodes early may read it: dots and
+/// slashes percent-encoded (RFC 3986 6.2.2), backslashes, and `..;` with parameters (RFC 2396 3.3).
 fn has_dot_segment(path: &str) -> bool {
-    path.split(['/', '\\']).any(|segment| {
-        let dots = segment.to_ascii_lowercase().replace("%2e", ".");
-        dots == "." || dots == ".."
+    if !path.contains(['.', '%']) {
+        return false;
+    }
+    let decoded = path
+        .to_ascii_lowercase()
+        .replace("%2e", ".")
+        .replace("%2f", "/")
+        .replace("%5c", "/");
+    decoded.split(['/', '\\']).any(|segment| {
+        let name = segment.split(';').next().unwrap_or_default();
+        matches!(name, "." | "..")
     })
 }
 
@@ -214,10 +233,16 @@ mod tests {
             "/mcp/%2e%2E/admin",
             "/mcp/.%2e",
             "/mcp/..\\x",
+            "/mcp/..%2fadmin",
+            "/mcp/x%2F..%2Fadmin",
+            "/mcp/%5c..%5cadmin",
+            "/mcp/..;x/admin",
         ] {
             assert_eq!(rest_of("/mcp", path), None, "{path}");
         }
-        assert_eq!(rest_of("/mcp", "/mcp/..a"), Some("/..a"));
+        for path in ["/..a", "/a%2fb", "/%252e%252e/x", "/a..b/.c"] {
+            assert_eq!(rest_of("/mcp", &format!("/mcp{path}")), Some(path));
+        }
     }
 
     #[test]
