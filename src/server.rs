@@ -64,12 +64,12 @@ pub struct ListenError {
     cause: std::io::Error,
 }
 
-/// Pingora tries a bind for half a minute and then goes on without the listener.
+/// Pingora tries a bind for half a minute and then goes on without the listener. All are held at
+/// once here, as two of them may be in each other's way.
 fn check_addresses(listeners: &Listeners) -> Result<(), ListenError> {
-    for address in listeners.iter() {
-        TcpListener::bind(address).map_err(|cause| ListenError { address, cause })?;
-    }
-    Ok(())
+    let bind = |address| TcpListener::bind(address).map_err(|cause| ListenError { address, cause });
+    let held: Result<Vec<_>, _> = listeners.iter().map(bind).collect();
+    held.map(drop)
 }
 
 /// What is listened on and what goes where, in one line.
