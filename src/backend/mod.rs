@@ -4,6 +4,7 @@ mod pool;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -84,11 +85,13 @@ impl Backend {
     /// Where Pingora is to connect for `call`, and how long it may wait.
     pub fn peer(&self, call: Call) -> HttpPeer {
         let mut peer = self.peer.clone();
-        peer.options.read_timeout = match call {
+        let limit = match call {
             Call::Post => self.limits.post,
             Call::Get => self.limits.get,
             Call::Delete => self.limits.delete,
         };
+        peer.options.read_timeout = limit;
+        peer.options.write_timeout = limit;
         peer
     }
 }
@@ -119,6 +122,14 @@ pub struct BackendName(Arc<str>);
 impl<'de> Deserialize<'de> for BackendName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl FromStr for BackendName {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::try_from(Text(name.to_owned()))
     }
 }
 
@@ -330,13 +341,19 @@ impl TryFrom<Text> for ConfiguredValue {
     }
 }
 
-/// What frames a message, names a session or says who asked.
-const RESERVED_HEADERS: [&str; 7] = [
+/// What frames a message, names a session or says who asked: the proxy sets these itself.
+const RESERVED_HEADERS: [&str; 13] = [
     "connection",
     "content-length",
     "host",
+    "keep-alive",
     "mcp-session-id",
+    "proxy-connection",
     "te",
+    "trailer",
     "transfer-encoding",
     "upgrade",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
 ];
