@@ -15,8 +15,8 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::Result;
 use pingora_core::server::Server;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_mcp::proxy::connection;
-use pingora_mcp::{Admission, Exchange, Gateway, Rejection, Settings, server};
+use pingora_mcp::proxy::{answer_failure, connection, respond};
+use pingora_mcp::{Admission, Exchange, Gateway, Settings, server};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session, http_proxy_service};
 
 fn main() -> std::result::Result<(), Box<dyn Error>> {
@@ -49,22 +49,6 @@ struct ApiKeyProxy {
     gateway: Gateway,
 }
 
-impl ApiKeyProxy {
-    async fn respond(
-        &self,
-        session: &mut Session,
-        exchange: &Exchange,
-        mut header: ResponseHeader,
-        body: Bytes,
-    ) -> Result<()> {
-        self.gateway.to_client(&mut header, exchange)?;
-        session
-            .write_response_header(Box::new(header), false)
-            .await?;
-        session.write_response_body(Some(body), true).await
-    }
-}
-
 #[async_trait]
 impl ProxyHttp for ApiKeyProxy {
     type CTX = Exchange;
@@ -80,8 +64,8 @@ impl ProxyHttp for ApiKeyProxy {
         let (header, body) = match admitted {
             // A preflight carries no key, so that it is answered before one is asked for.
             Ok(Admission::Preflight) => (self.gateway.preflight(request)?, Bytes::new()),
-            Ok(Admission::Forward) if has_key(request) => return Ok(false),
-            Ok(Admission::Forward) => {
+            Ok(_) if has_key(request) => return Ok(false),
+            Ok(_) => {
                 let mut header = ResponseHeader::build(401, None)?;
                 header.insert_header("WWW-Authenticate", "ApiKey")?;
                 header.insert_header("Content-Length", "0")?;
@@ -89,7 +73,7 @@ impl ProxyHttp for ApiKeyProxy {
             }
             Err(rejection) => rejection.answer()?,
         };
-        self.respond(session, exchange, header, body).await?;
+        respond(&self.gateway, session, exchange, header, body).await?;
         Ok(true)
     }
 
@@ -131,6 +115,18 @@ impl ProxyHttp for ApiKeyProxy {
         self.gateway.to_client(response, exchange)
     }
 
+    /// Before anything was sent, another backend may have the request.
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        exchange: &mut Exchange,
+        mut error: Box<pingora_core::Error>,
+    ) -> Box<pingora_core::Error> {
+        error.set_retry(self.gateway.another_backend(exchange));
+        error
+    }
+
     /// Without this, Pingora's own error page would lack CORS, and a body.
     async fn fail_to_proxy(
         &self,
@@ -138,19 +134,13 @@ impl ProxyHttp for ApiKeyProxy {
         error: &pingora_core::Error,
         exchange: &mut Exchange,
     ) -> FailToProxy {
-        let refused = exchange.rejection();
-        let rejection = refused.unwrap_or_else(|| Rejection::of(error));
-        session.set_keepalive(None);
-        if session.response_written().is_none()
-            && let Ok((header, body)) = rejection.answer()
-            && let Err(error) = self.respond(session, exchange, header, body).await
-        {
-            log::debug!("refusal not written: {error}");
-        }
-        FailToProxy {
-            error_code: rejection.status().as_u16(),
-            can_reuse_downstream: false,
-        }
+        answer_failure(&self.gateway, session, error, exchange).await
+    }
+
+    /// Pingora's own line quotes what a backend sent, its session ids included.
+    fn suppress_error_log(&self, _: &Session, _: &Exchange, error: &pingora_core::Error) -> bool {
+        log::warn!("request failed: {}", error.etype().as_str());
+        true
     }
 }
 

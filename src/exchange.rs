@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, BackendName, Lease};
 use crate::cors::OriginGrant;
+use crate::host::Reach;
 use crate::mcp::{Call, ClientSessionId, Era};
 use crate::rejection::Rejection;
 use crate::route::Route;
@@ -36,8 +37,8 @@ pub struct Exchange {
 pub struct Connection {
     /// The client's address. `None` on a Unix socket.
     pub client: Option<IpAddr>,
-    /// Whether the client reached a loopback address of this machine.
-    pub over_loopback: bool,
+    /// How the client reached this machine.
+    pub reach: Reach,
     /// Whether the client speaks TLS.
     pub tls: bool,
 }
@@ -97,7 +98,8 @@ impl Exchange {
         self.rejection
     }
 
-    pub(crate) fn refuse(&mut self, rejection: Rejection) -> Rejection {
+    /// Notes that the proxy answers with `rejection`, and returns it.
+    pub fn refuse(&mut self, rejection: Rejection) -> Rejection {
         self.rejection = Some(rejection);
         rejection
     }

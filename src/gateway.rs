@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::backend::Backend;
-use crate::cors::{self, CorsPolicy, OriginGrant};
+use crate::cors::{CorsPolicy, OriginGrant};
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
 use crate::host::HostPolicy;
 use crate::mcp::header::{EVENT_STREAM, MCP_SESSION_ID};
@@ -21,7 +21,8 @@ use crate::session::{Binding, SessionStore};
 /// Call the five functions in this order, with one [`Exchange`] a request:
 /// [`admit`](Self::admit), [`route`](Self::route), [`to_backend`](Self::to_backend),
 /// [`from_backend`](Self::from_backend), [`to_client`](Self::to_client). An answer that does not
-/// come from a backend goes through `to_client` too.
+/// come from a backend goes through `to_client` too, and a backend that cannot be connected to
+/// through [`another_backend`](Self::another_backend), before `route` is called again.
 #[derive(Debug)]
 pub struct Gateway {
     routes: RouteTable,
@@ -32,6 +33,7 @@ pub struct Gateway {
 
 /// What is to be done with an admitted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Admission {
     /// Send it to a backend.
     Forward,
@@ -76,12 +78,12 @@ impl Gateway {
         request: &RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<Admission, Rejection> {
-        let over_loopback = exchange.connection.over_loopback;
-        exchange.origin = self.cors.judge(&request.headers, over_loopback);
+        let reach = exchange.connection.reach;
+        exchange.origin = self.cors.judge(&request.headers, reach);
         if exchange.origin == OriginGrant::Denied {
             return Err(Rejection::OriginForbidden);
         }
-        if !self.hosts.allows(authority(request), over_loopback) {
+        if !self.hosts.allows(authority(request), reach) {
             return Err(Rejection::HostForbidden);
         }
         let Some(route) = self.routes.find(request.uri.path()) else {
@@ -215,11 +217,15 @@ impl Gateway {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<(), Rejection> {
+        remove_private(response);
+        // No request that leaves here asks for an upgrade (RFC 9110 15.2.2).
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(exchange.refuse(Rejection::BackendAnswerInvalid));
+        }
         if response.status.is_informational() {
+            response.remove_header(&MCP_SESSION_ID);
             return Ok(());
         }
-        cors::remove(response);
-        remove_hop_by_hop(response);
         if is_event_stream(&response.headers) {
             // With a length, Pingora holds small chunks back until it is reached.
             response.remove_header(&header::CONTENT_LENGTH);
@@ -305,7 +311,7 @@ impl Gateway {
 /// What the answer to a bound request says of its session (MCP 2025-11-25, Session Management 3
 /// to 5). A 405 to DELETE keeps it.
 fn outcome_of_bound(response: &ResponseHeader, call: Call) -> SessionOutcome {
-    if response.status == http::StatusCode::NOT_FOUND {
+    if response.status == StatusCode::NOT_FOUND {
         return SessionOutcome::Lost;
     }
     if call == Call::Delete && response.status.is_success() {
@@ -349,19 +355,41 @@ fn authority(request: &RequestHeader) -> Option<&str> {
     }
 }
 
-/// RFC 9110 7.6.1. The framing is Pingora's own. `Server` names the backend's software.
-fn remove_hop_by_hop(response: &mut ResponseHeader) {
-    if let Some(connection) = response.remove_header(&header::CONNECTION) {
-        let options = connection.to_str().unwrap_or_default().split(',');
-        for option in options.map(str::trim) {
-            if !FRAMING.iter().any(|name| option.eq_ignore_ascii_case(name)) {
-                response.remove_header(option);
-            }
-        }
-    }
-    for name in HOP_BY_HOP {
+/// Removes what is not the client's: what is hop by hop (RFC 9110 7.6.1), but for the framing,
+/// which is Pingora's; the backend's CORS policy, as two in one answer are an error to a browser;
+/// what the backend runs on, and where else it is reached.
+fn remove_private(response: &mut ResponseHeader) {
+    let options = response.headers.get_all(header::CONNECTION).iter();
+    let options = options.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let nominated: Vec<_> = options
+        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+        .filter(|name| !matches!(*name, header::CONTENT_LENGTH | header::TRANSFER_ENCODING))
+        .collect();
+    let is_dropped = |name: &&HeaderName| is_private(name) || nominated.contains(name);
+    while let Some(name) = response.headers.keys().find(is_dropped).cloned() {
         response.remove_header(&name);
     }
+}
+
+fn is_private(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "access-control-allow-credentials"
+            | "access-control-allow-headers"
+            | "access-control-allow-methods"
+            | "access-control-allow-origin"
+            | "access-control-expose-headers"
+            | "access-control-max-age"
+            | "alt-svc"
+            | "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-connection"
+            | "server"
+            | "te"
+            | "trailer"
+            | "upgrade"
+    )
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
@@ -401,14 +429,3 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-
-const HOP_BY_HOP: [HeaderName; 6] = [
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::SERVER,
-    header::TE,
-    header::UPGRADE,
-];
-
-const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];

@@ -12,6 +12,16 @@ use serde::{Deserialize, Deserializer};
 
 use crate::setting::{Text, parse};
 
+/// How a client reached this machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// At a loopback address: from this machine, or through a name that was made to point to it.
+    #[default]
+    Loopback,
+    /// At any other address.
+    Network,
+}
+
 /// The names by which clients may address this server.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(transparent)]
@@ -26,17 +36,17 @@ impl HostPolicy {
     /// Over a loopback address, loopback names are always good, and others only if listed. Over
     /// another address any name is good as long as none is listed. A request without a host
     /// does not come from a browser and is let in.
-    pub fn allows(&self, authority: Option<&str>, over_loopback: bool) -> bool {
+    pub fn allows(&self, authority: Option<&str>, reach: Reach) -> bool {
         let Some(authority) = authority else {
             return true;
         };
-        if self.allowed.is_empty() && !over_loopback {
+        if self.allowed.is_empty() && reach == Reach::Network {
             return true;
         }
         let Ok(authority) = authority.parse::<Authority>() else {
             return false;
         };
-        if over_loopback && is_loopback(authority.host()) {
+        if reach == Reach::Loopback && is_loopback(authority.host()) {
             return true;
         }
         let mut allowed = self.allowed.iter();
@@ -100,9 +110,9 @@ mod tests {
             "127.9.9.9:1",
             "[::1]:80",
         ] {
-            assert!(policy.allows(Some(host), true), "{host}");
+            assert!(policy.allows(Some(host), Reach::Loopback), "{host}");
         }
-        assert!(policy.allows(Some("MCP.example:443"), true));
+        assert!(policy.allows(Some("MCP.example:443"), Reach::Loopback));
         for host in [
             "attacker.example",
             "localhost.attacker.example",
@@ -110,16 +120,16 @@ mod tests {
             "",
             "[::1",
         ] {
-            assert!(!policy.allows(Some(host), true), "{host}");
+            assert!(!policy.allows(Some(host), Reach::Loopback), "{host}");
         }
     }
 
     #[test]
     fn a_network_address_takes_any_name_until_one_is_listed() {
-        assert!(policy(&[]).allows(Some("anything.example"), false));
-        assert!(policy(&["mcp.example"]).allows(Some("mcp.example"), false));
-        assert!(!policy(&["mcp.example"]).allows(Some("other.example"), false));
-        assert!(!policy(&["mcp.example"]).allows(Some("localhost"), false));
+        assert!(policy(&[]).allows(Some("anything.example"), Reach::Network));
+        assert!(policy(&["mcp.example"]).allows(Some("mcp.example"), Reach::Network));
+        assert!(!policy(&["mcp.example"]).allows(Some("other.example"), Reach::Network));
+        assert!(!policy(&["mcp.example"]).allows(Some("localhost"), Reach::Network));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod header {
 /// It is a property of each request: clients of both eras share one port, and a client of both
 /// may probe with the newer before it falls back to the older.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Era {
     /// Revisions `2025-03-26` to `2025-11-25`: sessions, GET streams, DELETE.
     #[default]
@@ -46,11 +47,9 @@ impl Era {
     }
 }
 
-/// The methods that an endpoint takes, as `Allow` and CORS name them.
-pub const ALLOWED_METHODS: &str = "GET, POST, DELETE, OPTIONS";
-
 /// What a client may do at an MCP endpoint, by HTTP method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Call {
     /// Sends a message.
     #[default]
@@ -169,6 +168,9 @@ fn is_stateless_revision(version: &[u8]) -> bool {
     is_date && version >= FIRST_STATELESS_REVISION
 }
 
+/// The methods that an endpoint takes, as `Allow` and CORS name them.
+pub const ALLOWED_METHODS: &str = "GET, POST, DELETE, OPTIONS";
+
 const FIRST_STATELESS_REVISION: &[u8] = b"2026-07-28";
 
 #[cfg(test)]
@@ -230,7 +232,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_other_text_is_no_client_id(text in "[ -~]{0,64}") {
+        fn any_other_text_is_no_client_id(text in "([ -~]{0,64}|[0-9a-f]{30,34}|[0-9a-fA-F-]{32,36})") {
             let value = HeaderValue::from_str(&text).unwrap();
             let is_canonical = text.len() == 32
                 && text.bytes().all(|b| b"0123456789abcdef".contains(&b));

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::Version;
+use http::header::{EXPECT, TRANSFER_ENCODING};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
@@ -12,6 +14,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::exchange::{Connection, Exchange};
 use crate::gateway::{Admission, Gateway};
+use crate::host::Reach;
 use crate::rejection::{REFUSED, Rejection};
 
 /// An MCP gateway that a Pingora server can host.
@@ -27,25 +30,6 @@ impl McpProxy {
     /// Serves what `gateway` routes.
     pub fn new(gateway: Gateway) -> Self {
         Self { gateway }
-    }
-
-    /// Writes an answer of the proxy's own.
-    async fn respond(
-        &self,
-        session: &mut Session,
-        exchange: &Exchange,
-        mut header: ResponseHeader,
-        body: Bytes,
-    ) -> Result<()> {
-        self.gateway.to_client(&mut header, exchange)?;
-        let has_no_body = body.is_empty();
-        session
-            .write_response_header(Box::new(header), has_no_body)
-            .await?;
-        if !has_no_body {
-            session.write_response_body(Some(body), true).await?;
-        }
-        Ok(())
     }
 }
 
@@ -78,9 +62,7 @@ impl ProxyHttp for McpProxy {
             Ok(Admission::Preflight) => (self.gateway.preflight(request)?, Bytes::new()),
             Err(rejection) => rejection.answer()?,
         };
-        // Pingora reads what is left of the request's body, and the connection goes on.
-        session.set_close_on_response_before_downstream_finish(false);
-        self.respond(session, exchange, header, body).await?;
+        respond(&self.gateway, session, exchange, header, body).await?;
         Ok(true)
     }
 
@@ -133,10 +115,17 @@ impl ProxyHttp for McpProxy {
 
     async fn response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        if session.req_header().version == Version::HTTP_10
+            && response.remove_header(&TRANSFER_ENCODING).is_some()
+        {
+            // An HTTP/1.0 client knows no chunks: the connection's end is the body's
+            // (RFC 9112 6.1, 6.3).
+            session.set_keepalive(None);
+        }
         self.gateway.to_client(response, exchange)
     }
 
@@ -146,25 +135,8 @@ impl ProxyHttp for McpProxy {
         error: &Error,
         exchange: &mut Exchange,
     ) -> FailToProxy {
-        let failed = |error_code| FailToProxy {
-            error_code,
-            can_reuse_downstream: false,
-        };
         log_failure(error, exchange);
-        if is_client_gone(error) || session.response_written().is_some() {
-            return failed(0);
-        }
-        let rejection = exchange.rejection().unwrap_or_else(|| Rejection::of(error));
-        // Pingora closes the connection after an error; the client is told so.
-        session.set_keepalive(None);
-        let answered = match rejection.answer() {
-            Ok((header, body)) => self.respond(session, exchange, header, body).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = answered {
-            log::debug!("refusal not written: {error}");
-        }
-        failed(rejection.status().as_u16())
+        answer_failure(&self.gateway, session, error, exchange).await
     }
 
     /// Pingora's own lines quote what a backend sent, ids included, and whole request targets:
@@ -182,6 +154,68 @@ impl ProxyHttp for McpProxy {
     ) -> bool {
         true
     }
+}
+
+/// Writes an answer of the proxy's own. The connection goes on where the client lets it.
+///
+/// # Errors
+/// The client cannot be written to.
+pub async fn respond(
+    gateway: &Gateway,
+    session: &mut Session,
+    exchange: &Exchange,
+    mut header: ResponseHeader,
+    body: Bytes,
+) -> Result<()> {
+    gateway.to_client(&mut header, exchange)?;
+    // Pingora reads what is left of the request's body, unless the client waits to be asked for it.
+    let waits = session.req_header().headers.contains_key(EXPECT);
+    session.set_close_on_response_before_downstream_finish(waits);
+    let is_whole = body.is_empty();
+    let written = session.write_response_header(Box::new(header), is_whole);
+    written.await.map_err(Error::into_down)?;
+    if !is_whole {
+        let written = session.write_response_body(Some(body), true);
+        written.await.map_err(Error::into_down)?;
+    }
+    Ok(())
+}
+
+/// Answers a request that failed on its way, for `ProxyHttp::fail_to_proxy`: with the refusal of
+/// the gateway's if there was one, else by what went wrong. A client that has left gets nothing.
+pub async fn answer_failure(
+    gateway: &Gateway,
+    session: &mut Session,
+    error: &Error,
+    exchange: &mut Exchange,
+) -> FailToProxy {
+    let failed = |error_code| FailToProxy {
+        error_code,
+        can_reuse_downstream: false,
+    };
+    let is_answered = session
+        .response_written()
+        .is_some_and(|header| !header.status.is_informational());
+    if is_client_gone(error) || is_answered {
+        return failed(0);
+    }
+    let refused = exchange.rejection();
+    let rejection = exchange.refuse(refused.unwrap_or_else(|| Rejection::of(error)));
+    // Pingora closes the connection after an error; the client is told so.
+    session.set_keepalive(None);
+    let answered = match rejection.answer() {
+        Ok((header, body)) => respond(gateway, session, exchange, header, body).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = answered {
+        log::debug!("refusal not written: {error}");
+        return failed(0);
+    }
+    // Closed with bytes unread, the connection would be reset, and the answer lost on its way.
+    if let Err(error) = session.as_downstream_mut().drain_request_body().await {
+        log::debug!("rest of the request not read: {error}");
+    }
+    failed(rejection.status().as_u16())
 }
 
 /// A client that leaves is no failure, and a refusal was decided on.
@@ -205,7 +239,10 @@ pub fn connection(session: &Session) -> Connection {
     let digest = session.digest();
     Connection {
         client: ip(session.client_addr()),
-        over_loopback: ip(session.server_addr()).is_none_or(|ip| ip.is_loopback()),
+        reach: match ip(session.server_addr()) {
+            Some(ip) if !ip.is_loopback() => Reach::Network,
+            _ => Reach::Loopback,
+        },
         tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
     }
 }

@@ -31,6 +31,8 @@ pub enum Rejection {
     UnknownSession,
     /// A method that MCP does not use.
     MethodNotAllowed,
+    /// The client did not send its request in time.
+    RequestTimeout,
     /// This proxy failed.
     Internal,
     /// The backend cannot be connected to, or broke off before it answered.
@@ -62,9 +64,9 @@ impl Rejection {
     /// Pingora refuses the header; it does not, as every value is a constant.
     pub fn answer(self) -> pingora_core::Result<(ResponseHeader, Bytes)> {
         let entry = self.entry();
-        let (content_type, body) = match self {
-            Self::UnknownSession => ("application/json", Bytes::from_static(SESSION_NOT_FOUND)),
-            _ => ("application/problem+json", problem(&entry)),
+        let (content_type, body) = match entry.json_rpc {
+            Some(error) => ("application/json", Bytes::from_static(error)),
+            None => ("application/problem+json", problem(&entry)),
         };
         let mut answer = ResponseHeader::build(entry.status, Some(8))?;
         answer.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
@@ -82,7 +84,10 @@ impl Rejection {
     /// What a client is told of an error of Pingora's.
     pub fn of(error: &Error) -> Self {
         match error.esource() {
-            ErrorSource::Downstream => Self::MalformedRequest,
+            ErrorSource::Downstream => match error.etype() {
+                ErrorType::ReadTimedout => Self::RequestTimeout,
+                _ => Self::MalformedRequest,
+            },
             ErrorSource::Internal | ErrorSource::Unset => Self::Internal,
             ErrorSource::Upstream => match error.etype() {
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout => Self::BackendTimeout,
@@ -145,6 +150,12 @@ impl Rejection {
                 "Method not allowed",
                 "MCP uses POST, GET and DELETE.",
             ),
+            Self::RequestTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                "request-timeout",
+                "Request too slow",
+                "The request did not arrive in time. Send it again.",
+            ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
@@ -182,11 +193,13 @@ impl Rejection {
                 "The MCP server did not answer in time.",
             ),
         };
+        let json_rpc = (self == Self::UnknownSession).then_some(SESSION_NOT_FOUND);
         Entry {
             status,
             name,
             title,
             detail,
+            json_rpc,
         }
     }
 }
@@ -199,14 +212,13 @@ impl From<Rejection> for Box<Error> {
     }
 }
 
-/// The type of the error that a [`Rejection`] becomes.
-pub const REFUSED: ErrorType = ErrorType::Custom("Refused");
-
 struct Entry {
     status: StatusCode,
     name: &'static str,
     title: &'static str,
     detail: &'static str,
+    /// The body where it is not a problem's.
+    json_rpc: Option<&'static [u8]>,
 }
 
 /// RFC 9457. The texts are constants of this file without a character that JSON escapes.
@@ -216,6 +228,7 @@ fn problem(entry: &Entry) -> Bytes {
         name,
         title,
         detail,
+        json_rpc: _,
     } = entry;
     let status = status.as_u16();
     Bytes::from(format!(
@@ -226,3 +239,6 @@ fn problem(entry: &Entry) -> Bytes {
 /// What the SDKs' servers send, to the letter of its fields.
 const SESSION_NOT_FOUND: &[u8] =
     br#"{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}"#;
+
+/// The type of the error that a [`Rejection`] becomes.
+pub const REFUSED: ErrorType = ErrorType::Custom("Refused");

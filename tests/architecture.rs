@@ -41,7 +41,8 @@ fn modules_use_only_those_below_them() {
 #[test]
 fn only_the_proxy_and_the_server_know_pingoras_proxy() {
     for file in sources(Path::new("src")) {
-        let knows = code(&file).contains("use pingora_proxy");
+        let code = code(&file);
+        let knows = code.contains("pingora_proxy") || code.contains("pingora::proxy");
         assert!(
             !knows || ["proxy", "server"].contains(&&*module_of(&file)),
             "{file:?}"

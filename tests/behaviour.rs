@@ -8,8 +8,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::Method;
 use pingora_mcp::mcp::ClientSessionId;
-use pingora_mcp::session::{Binding, SessionStore, StoreError};
-use support::{Backend, Proxy, Seen, answer, header, initialize, open_session, post, route};
+use pingora_mcp::session::{Binding, MemoryStore, SessionSettings, SessionStore, StoreError};
+use support::{
+    Backend, Proxy, Seen, answer, header, initialize, open_session, post, route, unused_address,
+};
 
 #[tokio::test]
 async fn options_is_answered_here_and_reaches_no_backend() {
@@ -197,6 +199,37 @@ async fn a_backends_404_passes_and_ends_the_session() {
         .unwrap();
     assert_session_not_found(late).await;
     assert_eq!(backend.seen().len(), asked);
+}
+
+#[tokio::test]
+async fn a_404_to_delete_ends_the_session() {
+    let backend = Backend::start(|request: Seen| {
+        let is_delete = request.method == Method::DELETE;
+        let status = if is_delete { 404 } else { 200 };
+        answer(status, &[("mcp-session-id", BACKEND_ID)], "")
+    })
+    .await;
+    let proxy = Proxy::to(&[backend.address]);
+    let id = open_session(&proxy.url("/mcp")).await;
+    let ended = send(&proxy, Method::DELETE, &[("mcp-session-id", &id)]).await;
+    assert_eq!(ended.status(), 404);
+    let request = post(&proxy.url("/mcp")).header("mcp-session-id", &id);
+    assert_session_not_found(request.send().await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_session_whose_backend_is_gone_from_the_configuration_is_unknown() {
+    let backend = Backend::with_session(BACKEND_ID).await;
+    let store = Arc::new(MemoryStore::new(SessionSettings::default()));
+    let before = Proxy::with_store(&route(&[backend.address]), store.clone());
+    let id = open_session(&before.url("/mcp")).await;
+
+    let renamed = route(&[backend.address]).replace("name: b0", "name: other");
+    let after = Proxy::with_store(&renamed, store.clone());
+    let request = post(&after.url("/mcp")).header("mcp-session-id", &id);
+    assert_session_not_found(request.send().await.unwrap()).await;
+    let request = post(&before.url("/mcp")).header("mcp-session-id", &id);
+    assert_eq!(request.send().await.unwrap().status(), 200);
 }
 
 #[tokio::test]
@@ -505,12 +538,6 @@ async fn assert_session_not_found(answered: reqwest::Response) {
     let body: serde_json::Value = serde_json::from_str(&answered.text().await.unwrap()).unwrap();
     assert_eq!(body["error"]["code"], -32001);
     assert_eq!(body["id"], serde_json::Value::Null);
-}
-
-/// An address where nothing listens: it was bound a moment ago and is free again.
-fn unused_address() -> SocketAddr {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap()
 }
 
 /// A backend that opens sessions, and closes its port and all connections on command.

@@ -3,6 +3,7 @@
 mod support;
 
 use http::Method;
+use pingora_mcp::host::Reach;
 use pingora_mcp::mcp::Era;
 use pingora_mcp::{Connection, Exchange, Rejection, Settings, server};
 use support::{Backend, Proxy, answer, header, initialize, open_session, post, route};
@@ -292,7 +293,7 @@ async fn on_a_network_address_pages_need_to_be_listed_and_hosts_do_not() {
     let settings = Settings::parse("test.yaml", yaml, Default::default()).unwrap();
     let gateway = server::gateway(settings.mcp);
     let connection = Connection {
-        over_loopback: false,
+        reach: Reach::Network,
         ..Connection::default()
     };
     for (origin, host, expected) in [

@@ -182,8 +182,8 @@ fn with_yaml(yaml: &str) -> SessionSettings {
 fn binding(position: usize) -> Binding {
     let id = HeaderValue::try_from(format!("backend-session-{position}")).unwrap();
     Binding {
-        route: serde_saphyr::from_str("/mcp").unwrap(),
-        backend: serde_saphyr::from_str("local").unwrap(),
+        route: "/mcp".parse().unwrap(),
+        backend: "local".parse().unwrap(),
         session: BackendSessionId::try_from(&id).unwrap(),
     }
 }

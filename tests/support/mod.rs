@@ -245,3 +245,9 @@ pub async fn raw_in_turn(proxy: SocketAddr, requests: &[&str]) -> Vec<String> {
     }
     answers
 }
+
+/// An address where nothing listens: it was bound a moment ago and is free again.
+pub fn unused_address() -> SocketAddr {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap()
+}
