@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use bytes::BytesMut;
+
 use crate::backend::{Backend, BackendName, Lease};
 use crate::cors::OriginGrant;
 use crate::host::Reach;
@@ -28,6 +30,8 @@ pub struct Exchange {
     pub(crate) unreachable: Vec<BackendName>,
     // Written by `from_backend`.
     pub(crate) outcome: SessionOutcome,
+    // Begun by `from_backend`, filled by `body_from_backend`: the document that is rewritten.
+    pub(crate) document: Option<BytesMut>,
     // Written by the phase that refuses.
     pub(crate) rejection: Option<Rejection>,
 }

@@ -3,18 +3,20 @@
 
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::backend::Backend;
 use crate::cors::{CorsPolicy, OriginGrant};
+use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
 use crate::host::HostPolicy;
-use crate::mcp::header::{EVENT_STREAM, MCP_SESSION_ID};
+use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_SESSION_ID};
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
 use crate::rejection::Rejection;
 use crate::route::{HostHeader, Route, RouteTable};
-use crate::session::{Binding, SessionStore};
+use crate::session::{Binding, SessionStore, StoreError};
 
 /// Decides for each request where it goes and what each side sees.
 ///
@@ -94,9 +96,17 @@ impl Gateway {
             return Ok(Admission::Preflight);
         }
         exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
+        if is_discovery(request.uri.path()) {
+            if exchange.call != Call::Get {
+                return Err(Rejection::MethodNotAllowed);
+            }
+            exchange.call = Call::Discover;
+            return Ok(Admission::Forward);
+        }
         exchange.era = Era::of(&request.headers);
         match exchange.era {
             Era::Session => self.admit_to_session(request, route, exchange).await?,
+            Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
             Era::Stateless => {}
         }
         Ok(Admission::Forward)
@@ -116,7 +126,7 @@ impl Gateway {
         let Some(id) = ids.next() else {
             return match exchange.call {
                 Call::Delete => Err(Rejection::SessionIdMissing),
-                Call::Post | Call::Get => Ok(()),
+                Call::Post | Call::Get | Call::Listen | Call::Discover => Ok(()),
             };
         };
         if ids.next().is_some() {
@@ -198,8 +208,13 @@ impl Gateway {
                 request.remove_header(&MCP_SESSION_ID);
             }
         }
-        if exchange.call == Call::Post && accepts_anything(&request.headers) {
+        if matches!(exchange.call, Call::Post | Call::Listen) && accepts_anything(&request.headers)
+        {
             request.insert_header(header::ACCEPT, HeaderValue::from_static(POST_ACCEPT))?;
+        }
+        if exchange.call == Call::Discover && route.public_url.is_some() {
+            // A compressed document could not be rewritten.
+            request.remove_header(&header::ACCEPT_ENCODING);
         }
         for (name, value) in backend.headers() {
             request.insert_header(name.clone(), value.clone())?;
@@ -230,23 +245,83 @@ impl Gateway {
             // With a length, Pingora holds small chunks back until it is reached.
             response.remove_header(&header::CONTENT_LENGTH);
         }
+        if publish(response, exchange).is_err() {
+            return Err(exchange.refuse(Rejection::Internal));
+        }
         let given = response.remove_header(&MCP_SESSION_ID);
         exchange.outcome = match (&exchange.session, given) {
-            (Some(session), _) => {
-                let outcome = outcome_of_bound(response, exchange.call);
-                if outcome != SessionOutcome::Kept && self.store.remove(session.id).await.is_err() {
-                    // The backend answers 404 to the next request of the session, which removes it.
-                    log::warn!("session not removed: the store is unavailable");
-                }
-                outcome
-            }
-            (None, Some(given)) if exchange.era == Era::Session && response.status.is_success() => {
+            (Some(session), given) => self.settle(session, given, response, exchange.call).await,
+            (None, Some(given)) if opens_session(response, exchange) => {
                 let opened = self.open(&given, exchange).await;
                 opened.map_err(|rejection| exchange.refuse(rejection))?
             }
             (None, _) => SessionOutcome::None,
         };
         Ok(())
+    }
+
+    /// Takes the next part of the body of a backend's answer. It passes as it is, but for the one
+    /// document that names the server's URL: that is held back until it is whole, and rewritten.
+    /// One of more than 64 KiB is none, and passes too.
+    pub fn body_from_backend(
+        &self,
+        body: &mut Option<Bytes>,
+        is_end: bool,
+        exchange: &mut Exchange,
+    ) {
+        let Some(mut document) = exchange.document.take() else {
+            return;
+        };
+        document.extend_from_slice(&body.take().unwrap_or_default());
+        if document.len() > MAX_DOCUMENT {
+            *body = Some(document.freeze());
+        } else if !is_end {
+            exchange.document = Some(document);
+        } else {
+            let public_url = exchange
+                .route
+                .as_ref()
+                .and_then(|route| route.public_url.as_ref());
+            let rewritten = public_url.and_then(|url| url.rewrite_document(&document));
+            *body = Some(rewritten.map_or_else(|| document.freeze(), Bytes::from));
+        }
+    }
+
+    /// Keeps, ends or re-binds the session of a bound request by its answer.
+    async fn settle(
+        &self,
+        session: &BoundSession,
+        given: Option<HeaderValue>,
+        response: &ResponseHeader,
+        call: Call,
+    ) -> SessionOutcome {
+        let outcome = outcome_of_bound(response, call);
+        let stored = match (outcome, given) {
+            (SessionOutcome::Kept, Some(given)) if response.status.is_success() => {
+                self.rebind(session, &given).await
+            }
+            (SessionOutcome::Kept, _) => Ok(()),
+            // Left behind, it goes with the backend's 404 to the session's next request.
+            _ => self.store.remove(session.id).await,
+        };
+        if let Err(error) = stored {
+            log::warn!("session not updated: {error}");
+        }
+        outcome
+    }
+
+    /// Follows a backend that gives its session another id, as clients that talk to it directly
+    /// do.
+    async fn rebind(&self, session: &BoundSession, given: &HeaderValue) -> Result<(), StoreError> {
+        if *given == session.binding.session.to_header() {
+            return Ok(());
+        }
+        let Ok(id) = BackendSessionId::try_from(given) else {
+            return Ok(());
+        };
+        let mut binding = session.binding.clone();
+        binding.session = id;
+        self.store.insert(session.id, binding).await
     }
 
     /// Mints the client's id for the session that the backend calls `given`.
@@ -308,6 +383,40 @@ impl Gateway {
     }
 }
 
+fn opens_session(response: &ResponseHeader, exchange: &Exchange) -> bool {
+    let may_open = match exchange.call {
+        Call::Post | Call::Get | Call::Delete | Call::Listen => exchange.era == Era::Session,
+        Call::Discover => false,
+    };
+    may_open && response.status.is_success()
+}
+
+/// Puts the public URL into the answer where the route has one: into its challenges at once, into
+/// a document once it is whole.
+fn publish(response: &mut ResponseHeader, exchange: &mut Exchange) -> pingora_core::Result<()> {
+    let Some(public_url) = exchange
+        .route
+        .as_ref()
+        .and_then(|route| route.public_url.as_ref())
+    else {
+        return Ok(());
+    };
+    let challenges = response.headers.get_all(header::WWW_AUTHENTICATE);
+    let challenges: Vec<_> = challenges.into_iter().cloned().collect();
+    response.remove_header(&header::WWW_AUTHENTICATE);
+    for challenge in challenges {
+        let public = public_url
+            .rewrite_challenge(&challenge)
+            .unwrap_or(challenge);
+        response.append_header(header::WWW_AUTHENTICATE, public)?;
+    }
+    if exchange.call == Call::Discover && response.status.is_success() {
+        response.remove_header(&header::CONTENT_LENGTH);
+        exchange.document = Some(BytesMut::new());
+    }
+    Ok(())
+}
+
 /// What the answer to a bound request says of its session (MCP 2025-11-25, Session Management 3
 /// to 5). A 405 to DELETE keeps it.
 fn outcome_of_bound(response: &ResponseHeader, call: Call) -> SessionOutcome {
@@ -318,6 +427,16 @@ fn outcome_of_bound(response: &ResponseHeader, call: Call) -> SessionOutcome {
         return SessionOutcome::Ended;
     }
     SessionOutcome::Kept
+}
+
+/// A discovery path, also the one below an endpoint that some clients try.
+fn is_discovery(path: &str) -> bool {
+    WellKnown::parse(path).is_some() || path.ends_with("/.well-known/openid-configuration")
+}
+
+fn is_listen(request: &RequestHeader) -> bool {
+    let method = request.headers.get(MCP_METHOD);
+    request.method == Method::POST && method.is_some_and(|name| name == "subscriptions/listen")
 }
 
 /// Says who asked. What the client claims of it is not passed on.
@@ -419,6 +538,9 @@ fn is_media_type(value: &[u8], media_type: &str) -> bool {
         .trim_ascii()
         .eq_ignore_ascii_case(media_type.as_bytes())
 }
+
+/// A document of OAuth discovery has a few hundred bytes.
+const MAX_DOCUMENT: usize = 64 * 1024;
 
 const NO_ROUTE: pingora_core::ErrorType = pingora_core::ErrorType::Custom("RequestNotRouted");
 

@@ -35,6 +35,7 @@
 pub mod backend;
 pub mod config;
 pub mod cors;
+pub mod discovery;
 pub mod exchange;
 pub mod gateway;
 pub mod host;

@@ -15,6 +15,8 @@ pub mod header {
 
     /// Binds a request to a session (MCP 2025-11-25, Session Management).
     pub const MCP_SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+    /// The message's JSON-RPC method (MCP 2026-07-28, Standard Request Headers).
+    pub const MCP_METHOD: HeaderName = HeaderName::from_static("mcp-method");
     /// The revision that the message follows (MCP 2025-06-18, Protocol Version Header).
     pub const MCP_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
     /// The media type of an event stream.
@@ -47,17 +49,22 @@ impl Era {
     }
 }
 
-/// What a client may do at an MCP endpoint, by HTTP method.
+/// What a client may do at an MCP endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Call {
     /// Sends a message.
     #[default]
     Post,
+    /// Sends `subscriptions/listen`: a POST whose answer is a stream that lives for as long as
+    /// both sides want it (MCP 2026-07-28, Subscriptions).
+    Listen,
     /// Opens a stream for the server's messages.
     Get,
     /// Ends a session.
     Delete,
+    /// Reads a document of OAuth discovery. It belongs to no session.
+    Discover,
 }
 
 impl Call {

@@ -113,6 +113,17 @@ impl ProxyHttp for McpProxy {
         Ok(self.gateway.from_backend(response, exchange).await?)
     }
 
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        is_end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        self.gateway.body_from_backend(body, is_end, exchange);
+        Ok(None)
+    }
+
     async fn response_filter(
         &self,
         session: &mut Session,

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer};
 
 use crate::backend::{Backend, BackendSection, Pool, Timeouts};
+use crate::discovery::{PublicUrl, WellKnown};
 use crate::setting::{Entries, Entry, Text, parse};
 
 /// One MCP endpoint: a path that clients use, and the backends that serve it.
@@ -20,6 +21,8 @@ pub struct Route {
     pub pool: Pool,
     /// Whose name backends see.
     pub host: HostHeader,
+    /// The URL by which clients know it.
+    pub public_url: Option<PublicUrl>,
 }
 
 /// `host` of a route: what backends get as `Host`.
@@ -104,19 +107,31 @@ impl fmt::Display for RoutePath {
 }
 
 impl Route {
-    /// The URI of `path` and `query` at `backend`: the backend's path in place of the route's.
-    /// `None` where the client's path is not this route's, or is too long.
+    /// The URI of `uri` at `backend`: the backend's path in place of the route's, also where it
+    /// follows a discovery path. `None` where the client's path is not this route's, or is too
+    /// long.
     pub fn backend_uri(&self, uri: &Uri, backend: &Backend) -> Option<Uri> {
-        let rest = self.path.rest_of(uri.path())?;
-        if rest.is_empty() && uri.query().is_none() {
+        let (document, endpoint) = match WellKnown::parse(uri.path()) {
+            Some(WellKnown {
+                document,
+                endpoint: "",
+            }) => return Uri::try_from(document).ok(),
+            Some(WellKnown { document, endpoint }) => (document, endpoint),
+            None => ("", uri.path()),
+        };
+        let rest = self.path.rest_of(endpoint)?;
+        if rest.is_empty() && document.is_empty() && uri.query().is_none() {
             return Some(backend.uri().clone());
         }
-        let base = match rest {
-            "" => backend.uri().path(),
+        let base = match (document, rest) {
+            ("", "") => backend.uri().path(),
             _ => backend.uri().path().trim_end_matches('/'),
         };
         let query = uri.query().map_or("", |_| "?");
-        let target = format!("{base}{rest}{query}{}", uri.query().unwrap_or_default());
+        let target = format!(
+            "{document}{base}{rest}{query}{}",
+            uri.query().unwrap_or_default()
+        );
         Uri::try_from(target).ok()
     }
 }
@@ -127,8 +142,21 @@ impl Route {
 pub struct RouteTable(Vec<Arc<Route>>);
 
 impl RouteTable {
-    /// The route with the longest path that is `path` or above it.
+    /// The route with the longest path that is `path` or above it; for a discovery path, the
+    /// route of the endpoint that it asks for.
     pub fn find(&self, path: &str) -> Option<&Arc<Route>> {
+        match WellKnown::parse(path) {
+            None => self.find_endpoint(path),
+            // Of the whole server: clear only where one route is.
+            Some(WellKnown { endpoint: "", .. }) => match self.0.as_slice() {
+                [only] => Some(only),
+                _ => self.find_endpoint("/"),
+            },
+            Some(WellKnown { endpoint, .. }) => self.find_endpoint(endpoint),
+        }
+    }
+
+    fn find_endpoint(&self, path: &str) -> Option<&Arc<Route>> {
         self.0
             .iter()
             .find(|route| route.path.rest_of(path).is_some())
@@ -160,6 +188,9 @@ struct RouteSection {
     /// What backends get as `Host`.
     #[serde(default)]
     host: HostHeader,
+    /// The URL by which clients know the endpoint.
+    #[serde(default)]
+    public_url: Option<PublicUrl>,
     /// How long a backend may be silent.
     #[serde(default)]
     timeouts: Timeouts,
@@ -182,6 +213,7 @@ impl From<RouteSection> for Route {
             path: section.path,
             pool: Pool::new(backends.collect()),
             host: section.host,
+            public_url: section.public_url,
         }
     }
 }

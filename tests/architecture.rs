@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 /// From the bottom up: a module uses those before it and none after it.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
     "setting",
     "mcp",
     "host",
     "rejection",
     "cors",
     "backend",
+    "discovery",
     "route",
     "session",
     "exchange",

@@ -85,6 +85,27 @@ async fn every_answer_on_a_bound_request_carries_the_clients_id() {
 }
 
 #[tokio::test]
+async fn a_backend_that_changes_its_id_is_followed_and_its_client_sees_one() {
+    let backend = Backend::start(|request: Seen| {
+        let next = match request.header("mcp-session-id") {
+            None => "first",
+            Some("first") => "second",
+            Some(_) => "third",
+        };
+        answer(200, &[("mcp-session-id", next)], "")
+    })
+    .await;
+    let proxy = Proxy::to(&[backend.address]);
+    let id = open_session(&proxy.url("/mcp")).await;
+    for expected in ["first", "second", "third", "third"] {
+        let request = post(&proxy.url("/mcp")).header("mcp-session-id", &id);
+        let answered = request.send().await.unwrap();
+        assert_eq!(header(answered.headers(), "mcp-session-id"), Some(&*id));
+        assert_eq!(backend.last().header("mcp-session-id"), Some(expected));
+    }
+}
+
+#[tokio::test]
 async fn get_without_event_stream_in_accept_is_400() {
     let (backend, proxy) = one_backend().await;
     for accept in ["*/*", "application/json", "text/event-streams"] {

@@ -131,6 +131,7 @@ fn each_key_of_edge_yaml_changes_something() {
             ("path", _) => "/other",
             ("url", _) => "http://127.0.0.1:3001/mcp",
             ("host", _) => "client",
+            ("public_url", _) => "https://mcp.example/mcp",
             ("headers", _) => "{x-key: a}",
             ("allowed_hosts", _) => "[mcp.example]",
             ("origins", _) => "[]",

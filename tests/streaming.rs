@@ -264,10 +264,24 @@ async fn a_server_gets_the_answer_to_its_question_while_the_call_is_open() {
 
 #[tokio::test]
 async fn a_silent_get_stream_outlives_every_limit_of_a_post() {
+    outlives_every_limit_of_a_post(|proxy| request(proxy, "GET")).await;
+}
+
+#[tokio::test]
+async fn a_silent_subscription_outlives_every_limit_of_a_post() {
+    outlives_every_limit_of_a_post(|proxy| {
+        request(proxy, "POST")
+            .header("mcp-protocol-version", "2026-07-28")
+            .header("mcp-method", "subscriptions/listen")
+    })
+    .await;
+}
+
+async fn outlives_every_limit_of_a_post(stream: fn(&Proxy) -> reqwest::RequestBuilder) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let limits = "      timeouts: { post: 100ms, delete: 100ms }\n";
     let proxy = Proxy::with(&(route(&[listener.local_addr().unwrap()]) + limits));
-    let (mut backend, mut client) = exchange(&listener, request(&proxy, "GET"), CHUNKED).await;
+    let (mut backend, mut client) = exchange(&listener, stream(&proxy), CHUNKED).await;
     // POSTs that get no answer measure the time: five limits pass, one after the other.
     for _ in 0..5 {
         let silence = async { Wire::accept(&listener).await.0.until_closed().await };

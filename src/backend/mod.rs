@@ -86,8 +86,8 @@ impl Backend {
     pub fn peer(&self, call: Call) -> HttpPeer {
         let mut peer = self.peer.clone();
         let limit = match call {
-            Call::Post => self.limits.post,
-            Call::Get => self.limits.get,
+            Call::Post | Call::Discover => self.limits.post,
+            Call::Get | Call::Listen => self.limits.get,
             Call::Delete => self.limits.delete,
         };
         peer.options.read_timeout = limit;
