@@ -8,7 +8,7 @@
 mod support;
 
 #[expect(dead_code, reason = "its main is not what is tested")]
-#[path = "../examples/demo_server.rs"]
+#[path = "../examples/demo_server/main.rs"]
 mod demo_server;
 
 use std::net::SocketAddr;

@@ -6,12 +6,15 @@
 //!
 //! Port 0 takes a free port; the one line on stdout says which. Start it twice with two names, and
 //! the tool `whoami` tells which backend answered. Both eras are served at `/mcp`: sessions for the
-//! revisions up to 2025-11-25, and none for 2026-07-28.
+//! revisions up to 2025-11-25, and none for 2026-07-28. `/conformance` is a second server, with
+//! what the official conformance suite asks for.
 
 #![expect(
     deprecated,
-    reason = "only 2026-07-28 deprecates logging, which `announce` needs"
+    reason = "only 2026-07-28 deprecates logging and sampling, which the session era needs"
 )]
+
+mod conformance;
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -105,12 +108,15 @@ async fn main() -> io::Result<()> {
 }
 
 pub(crate) fn router(name: String, config: StreamableHttpServerConfig) -> Router {
+    let conformance = conformance::router(config.clone());
     let service = StreamableHttpService::new(
         move || Ok(DemoServer { name: name.clone() }),
         LocalSessionManager::default().into(),
         config,
     );
-    Router::new().route_service("/mcp", service)
+    Router::new()
+        .route_service("/mcp", service)
+        .merge(conformance)
 }
 
 #[tool_router]
