@@ -1,0 +1,106 @@
+//! What the session store costs: time by the number of sessions in it, and memory a session.
+//!
+//! ```text
+//! cargo bench --bench sessions
+//! ```
+
+use std::alloc::System;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use futures::FutureExt;
+use http::HeaderValue;
+use pingora_mcp::backend::BackendName;
+use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
+use pingora_mcp::route::RoutePath;
+use pingora_mcp::session::{Binding, MemoryStore, SessionSettings, SessionStore};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+criterion_group!(benches, sessions);
+criterion_main!(benches);
+
+fn sessions(criterion: &mut Criterion) {
+    let template = Template::new();
+    // The larger first, in a process whose memory nothing else has used.
+    for count in [1_000_000, 1_000] {
+        let before = resident();
+        let region = Region::new(ALLOCATOR);
+        let store = MemoryStore::new(settings());
+        let ids: Vec<_> = (0..count).map(|_| template.open(&store)).collect();
+        let change = region.change();
+        // The list of ids is the benchmark's own.
+        let list = std::mem::size_of_val(&*ids);
+        let allocated = change.bytes_allocated - change.bytes_deallocated - list;
+        println!(
+            "{count} sessions: {} bytes allocated each",
+            allocated / count
+        );
+        if let (Some(before), Some(after)) = (before, resident())
+            && after > before + list
+        {
+            println!(
+                "{count} sessions: {} bytes resident each",
+                (after - before - list) / count
+            );
+        }
+
+        let mut turn = ids.iter().cycle();
+        criterion.bench_function(&format!("find of {count}"), |bencher| {
+            bencher.iter(|| {
+                let found = store.find(*turn.next().unwrap()).now_or_never();
+                found.expect("memory answers at once").unwrap().unwrap()
+            });
+        });
+        criterion.bench_function(&format!("insert and remove of {count}"), |bencher| {
+            bencher.iter(|| {
+                let removed = store.remove(template.open(&store)).now_or_never();
+                removed.expect("memory answers at once").unwrap();
+            });
+        });
+    }
+}
+
+/// What all sessions of a backend share.
+struct Template {
+    route: RoutePath,
+    backend: BackendName,
+}
+
+impl Template {
+    fn new() -> Self {
+        Self {
+            route: "/mcp".parse().unwrap(),
+            backend: "local".parse().unwrap(),
+        }
+    }
+
+    /// A session whose backend's id is a UUID with hyphens, as the SDKs' servers give it.
+    fn open(&self, store: &MemoryStore) -> ClientSessionId {
+        let id = ClientSessionId::mint();
+        let given = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).unwrap();
+        let binding = Binding {
+            route: self.route.clone(),
+            backend: self.backend.clone(),
+            session: BackendSessionId::try_from(&given).unwrap(),
+        };
+        let inserted = store.insert(id, binding).now_or_never();
+        inserted.expect("memory answers at once").unwrap();
+        id
+    }
+}
+
+fn settings() -> SessionSettings {
+    serde_saphyr::from_str("{ capacity: 2000000 }").unwrap()
+}
+
+/// This process's memory in RAM, in bytes.
+fn resident() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}
