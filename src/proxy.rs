@@ -151,7 +151,7 @@ impl ProxyHttp for McpProxy {
     }
 
     /// Pingora's own lines quote what a backend sent, ids included, and whole request targets:
-    /// [`log_failure`] writes one in their place.
+    /// `log_failure` writes one in their place.
     fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
         true
     }
