@@ -8,6 +8,7 @@
 //! The second asks every client for an API key before anything else is looked at.
 
 use std::error::Error;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -104,6 +105,17 @@ impl ProxyHttp for ApiKeyProxy {
         exchange: &mut Exchange,
     ) -> Result<()> {
         Ok(self.gateway.from_backend(response, exchange).await?)
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        is_end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        self.gateway.body_from_backend(body, is_end, exchange);
+        Ok(None)
     }
 
     async fn response_filter(
