@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::host::{Reach, is_loopback};
 use crate::mcp::ALLOWED_METHODS;
-use crate::setting::{Period, Text, parse};
+use crate::setting::{Period, Text, is_bare, parse};
 
 /// Which pages may use this server, and what browsers are told about it.
 #[derive(Clone, Debug)]
@@ -235,12 +235,8 @@ impl TryFrom<Text> for Origin {
     fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
         let url = url::Url::parse(&text).map_err(|_| NOT_AN_ORIGIN)?;
         let origin = url.origin();
-        let names_nothing_more = origin.is_tuple()
-            && url.path().trim_end_matches('/').is_empty()
-            && url.query().is_none()
-            && url.fragment().is_none()
-            && url.username().is_empty()
-            && url.password().is_none();
+        let names_nothing_more =
+            origin.is_tuple() && url.path().trim_end_matches('/').is_empty() && is_bare(&url);
         if !names_nothing_more {
             return Err(NOT_AN_ORIGIN);
         }

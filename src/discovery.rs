@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use url::Url;
 
-use crate::setting::{Text, parse};
+use crate::setting::{Text, is_bare, parse};
 
 /// A discovery path, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,12 +73,7 @@ impl TryFrom<Text> for PublicUrl {
         const EXPECTED: &str =
             "not the URL of an endpoint: expected one such as https://mcp.example/mcp";
         let url = Url::parse(&text).map_err(|_| EXPECTED)?;
-        let is_plain = matches!(url.scheme(), "http" | "https")
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.query().is_none()
-            && url.fragment().is_none();
-        if !is_plain {
+        if !matches!(url.scheme(), "http" | "https") || !is_bare(&url) {
             return Err(EXPECTED);
         }
         // RFC 8707 2, as MCP 2025-11-25 (Authorization, Canonical Server URI) reads it: no

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 
 use crate::backend::{Backend, BackendName, Lease};
 use crate::cors::OriginGrant;
+use crate::discovery::PublicUrl;
 use crate::host::Reach;
 use crate::mcp::{Call, ClientSessionId, Era};
 use crate::rejection::Rejection;
@@ -106,6 +107,11 @@ impl Exchange {
     pub fn refuse(&mut self, rejection: Rejection) -> Rejection {
         self.rejection = Some(rejection);
         rejection
+    }
+
+    /// The URL by which clients know the request's route, where it has one.
+    pub(crate) fn public_url(&self) -> Option<&PublicUrl> {
+        self.route.as_ref()?.public_url.as_ref()
     }
 
     /// The id that the client is to see in the answer.

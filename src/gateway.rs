@@ -1,5 +1,5 @@
 //! The gateway: five functions over headers that take a request from a client to a backend and
-//! its answer back. It opens no socket and reads no body.
+//! its answer back. It opens no socket, and reads no body but the one document that it rewrites.
 
 use std::sync::Arc;
 
@@ -24,7 +24,8 @@ use crate::session::{Binding, SessionStore, StoreError};
 /// [`admit`](Self::admit), [`route`](Self::route), [`to_backend`](Self::to_backend),
 /// [`from_backend`](Self::from_backend), [`to_client`](Self::to_client). An answer that does not
 /// come from a backend goes through `to_client` too, and a backend that cannot be connected to
-/// through [`another_backend`](Self::another_backend), before `route` is called again.
+/// through [`another_backend`](Self::another_backend), before `route` is called again. The body of
+/// a backend's answer goes through [`body_from_backend`](Self::body_from_backend).
 #[derive(Debug)]
 pub struct Gateway {
     routes: RouteTable,
@@ -278,10 +279,7 @@ impl Gateway {
         } else if !is_end {
             exchange.document = Some(document);
         } else {
-            let public_url = exchange
-                .route
-                .as_ref()
-                .and_then(|route| route.public_url.as_ref());
+            let public_url = exchange.public_url();
             let rewritten = public_url.and_then(|url| url.rewrite_document(&document));
             *body = Some(rewritten.map_or_else(|| document.freeze(), Bytes::from));
         }
@@ -300,9 +298,11 @@ impl Gateway {
             (SessionOutcome::Kept, Some(given)) if response.status.is_success() => {
                 self.rebind(session, &given).await
             }
-            (SessionOutcome::Kept, _) => Ok(()),
+            (SessionOutcome::None | SessionOutcome::Opened(_) | SessionOutcome::Kept, _) => Ok(()),
             // Left behind, it goes with the backend's 404 to the session's next request.
-            _ => self.store.remove(session.id).await,
+            (SessionOutcome::Ended | SessionOutcome::Lost, _) => {
+                self.store.remove(session.id).await
+            }
         };
         if let Err(error) = stored {
             log::warn!("session not updated: {error}");
@@ -313,7 +313,7 @@ impl Gateway {
     /// Follows a backend that gives its session another id, as clients that talk to it directly
     /// do.
     async fn rebind(&self, session: &BoundSession, given: &HeaderValue) -> Result<(), StoreError> {
-        if *given == session.binding.session.to_header() {
+        if session.binding.session == *given {
             return Ok(());
         }
         let Ok(id) = BackendSessionId::try_from(given) else {
@@ -394,11 +394,7 @@ fn opens_session(response: &ResponseHeader, exchange: &Exchange) -> bool {
 /// Puts the public URL into the answer where the route has one: into its challenges at once, into
 /// a document once it is whole.
 fn publish(response: &mut ResponseHeader, exchange: &mut Exchange) -> pingora_core::Result<()> {
-    let Some(public_url) = exchange
-        .route
-        .as_ref()
-        .and_then(|route| route.public_url.as_ref())
-    else {
+    let Some(public_url) = exchange.public_url() else {
         return Ok(());
     };
     let challenges = response.headers.get_all(header::WWW_AUTHENTICATE);

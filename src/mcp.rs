@@ -154,6 +154,12 @@ impl TryFrom<&HeaderValue> for BackendSessionId {
     }
 }
 
+impl PartialEq<HeaderValue> for BackendSessionId {
+    fn eq(&self, value: &HeaderValue) -> bool {
+        self.0 == *value
+    }
+}
+
 impl fmt::Debug for BackendSessionId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("BackendSessionId(redacted)")

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::de::{self, DeserializeSeed, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
+use url::Url;
 
 /// A text value. `${NAME}` in it has been taken from the environment. Where one is left, as it was
 /// quoted or escaped, the file is refused rather than a literal `${NAME}` sent to a backend.
@@ -140,6 +141,14 @@ where
 /// puts a text of its own in place of ours, as it cannot know that ours is harmless.
 pub fn refuse<E: de::Error>(problem: &str) -> E {
     E::invalid_value(Unexpected::Other("value"), &problem)
+}
+
+/// Whether `url` says where something is and no more: no user, query or fragment.
+pub fn is_bare(url: &Url) -> bool {
+    url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none()
 }
 
 fn period(text: &str) -> Result<Period, &'static str> {

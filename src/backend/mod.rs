@@ -19,7 +19,7 @@ use url::Url;
 pub use pool::{Lease, Pool};
 
 use crate::mcp::Call;
-use crate::setting::{Entry, Limit, Period, Text, parse, refuse};
+use crate::setting::{Entry, Limit, Period, Text, is_bare, parse, refuse};
 
 /// One MCP server of a route.
 #[derive(Debug)]
@@ -232,11 +232,7 @@ impl TryFrom<Text> for BackendUrl {
         if url.scheme() == "https" {
             return Err("https is not supported for backends yet: expected http");
         }
-        let is_plain = url.scheme() == "http"
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.query().is_none()
-            && url.fragment().is_none();
+        let is_plain = url.scheme() == "http" && is_bare(&url);
         let (true, Some(host), Some(port)) =
             (is_plain, url.host_str(), url.port_or_known_default())
         else {
