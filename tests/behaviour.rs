@@ -10,7 +10,8 @@ use http::Method;
 use pingora_mcp::mcp::ClientSessionId;
 use pingora_mcp::session::{Binding, MemoryStore, SessionSettings, SessionStore, StoreError};
 use support::{
-    Backend, Proxy, Seen, answer, header, initialize, open_session, post, route, unused_address,
+    Backend, Proxy, Seen, answer, ask, header, initialize, open_session, post, route,
+    unused_address,
 };
 
 #[tokio::test]
@@ -35,11 +36,7 @@ async fn a_successful_answer_with_an_id_opens_a_session_under_an_id_of_our_own()
     assert_eq!(id.len(), 32);
     assert_ne!(id, BACKEND_ID);
 
-    let answered = post(&proxy.url("/mcp"))
-        .header("mcp-session-id", &id)
-        .send()
-        .await
-        .unwrap();
+    let answered = ask(&proxy.url("/mcp"), &id).await;
     assert_eq!(answered.status(), 200);
     assert_eq!(header(answered.headers(), "mcp-session-id"), Some(&*id));
     assert_eq!(backend.last().header("mcp-session-id"), Some(BACKEND_ID));
@@ -98,8 +95,7 @@ async fn a_backend_that_changes_its_id_is_followed_and_its_client_sees_one() {
     let proxy = Proxy::to(&[backend.address]);
     let id = open_session(&proxy.url("/mcp")).await;
     for expected in ["first", "second", "third", "third"] {
-        let request = post(&proxy.url("/mcp")).header("mcp-session-id", &id);
-        let answered = request.send().await.unwrap();
+        let answered = ask(&proxy.url("/mcp"), &id).await;
         assert_eq!(header(answered.headers(), "mcp-session-id"), Some(&*id));
         assert_eq!(backend.last().header("mcp-session-id"), Some(expected));
     }
@@ -159,11 +155,7 @@ async fn delete_ends_the_session() {
     assert_eq!(backend.last().header("mcp-session-id"), Some(BACKEND_ID));
 
     let asked = backend.seen().len();
-    let late = post(&proxy.url("/mcp"))
-        .header("mcp-session-id", &id)
-        .send()
-        .await
-        .unwrap();
+    let late = ask(&proxy.url("/mcp"), &id).await;
     assert_session_not_found(late).await;
     assert_eq!(
         backend.seen().len(),
@@ -187,8 +179,7 @@ async fn a_405_to_delete_keeps_the_session() {
     let id = open_session(&proxy.url("/mcp")).await;
     let refused = send(&proxy, Method::DELETE, &[("mcp-session-id", &id)]).await;
     assert_eq!(refused.status(), 405);
-    let request = post(&proxy.url("/mcp")).header("mcp-session-id", &id);
-    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_eq!(ask(&proxy.url("/mcp"), &id).await.status(), 200);
 }
 
 #[tokio::test]
@@ -204,20 +195,12 @@ async fn a_backends_404_passes_and_ends_the_session() {
     .await;
     let proxy = Proxy::to(&[backend.address]);
     let id = open_session(&proxy.url("/mcp")).await;
-    let lost = post(&proxy.url("/mcp"))
-        .header("mcp-session-id", &id)
-        .send()
-        .await
-        .unwrap();
+    let lost = ask(&proxy.url("/mcp"), &id).await;
     assert_eq!(lost.status(), 404);
     assert_eq!(lost.text().await.unwrap(), "the backend's words");
 
     let asked = backend.seen().len();
-    let late = post(&proxy.url("/mcp"))
-        .header("mcp-session-id", &id)
-        .send()
-        .await
-        .unwrap();
+    let late = ask(&proxy.url("/mcp"), &id).await;
     assert_session_not_found(late).await;
     assert_eq!(backend.seen().len(), asked);
 }
@@ -234,8 +217,7 @@ async fn a_404_to_delete_ends_the_session() {
     let id = open_session(&proxy.url("/mcp")).await;
     let ended = send(&proxy, Method::DELETE, &[("mcp-session-id", &id)]).await;
     assert_eq!(ended.status(), 404);
-    let request = post(&proxy.url("/mcp")).header("mcp-session-id", &id);
-    assert_session_not_found(request.send().await.unwrap()).await;
+    assert_session_not_found(ask(&proxy.url("/mcp"), &id).await).await;
 }
 
 #[tokio::test]
@@ -247,10 +229,8 @@ async fn a_session_whose_backend_is_gone_from_the_configuration_is_unknown() {
 
     let renamed = route(&[backend.address]).replace("name: b0", "name: other");
     let after = Proxy::with_store(&renamed, store.clone());
-    let request = post(&after.url("/mcp")).header("mcp-session-id", &id);
-    assert_session_not_found(request.send().await.unwrap()).await;
-    let request = post(&before.url("/mcp")).header("mcp-session-id", &id);
-    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_session_not_found(ask(&after.url("/mcp"), &id).await).await;
+    assert_eq!(ask(&before.url("/mcp"), &id).await.status(), 200);
 }
 
 #[tokio::test]
@@ -285,11 +265,7 @@ async fn an_idle_session_expires() {
     let proxy = Proxy::with(&yaml);
     let id = open_session(&proxy.url("/mcp")).await;
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    let late = post(&proxy.url("/mcp"))
-        .header("mcp-session-id", &id)
-        .send()
-        .await
-        .unwrap();
+    let late = ask(&proxy.url("/mcp"), &id).await;
     assert_session_not_found(late).await;
 }
 
@@ -304,10 +280,8 @@ async fn a_session_of_one_route_is_unknown_on_another() {
 "
     ));
     let id = open_session(&proxy.url("/one")).await;
-    let request = post(&proxy.url("/two")).header("mcp-session-id", &id);
-    assert_session_not_found(request.send().await.unwrap()).await;
-    let request = post(&proxy.url("/one")).header("mcp-session-id", &id);
-    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_session_not_found(ask(&proxy.url("/two"), &id).await).await;
+    assert_eq!(ask(&proxy.url("/one"), &id).await.status(), 200);
 }
 
 #[tokio::test]
@@ -431,8 +405,7 @@ async fn a_bound_request_goes_to_its_own_backend_and_nowhere_else() {
     own.die().await;
 
     let asked = other.seen().len();
-    let request = post(&proxy.url("/mcp")).header("mcp-session-id", &id);
-    let answered = request.send().await.unwrap();
+    let answered = ask(&proxy.url("/mcp"), &id).await;
     assert_eq!(header(answered.headers(), "mcp-session-id"), Some(&*id));
     assert_problem(answered, 502, "backend-unreachable").await;
     assert_eq!(other.seen().len(), asked);

@@ -210,6 +210,11 @@ pub async fn within<T>(what: &str, awaited: impl Future<Output = T>) -> T {
     value
 }
 
+/// Sends a request of the session `id`.
+pub async fn ask(url: &str, id: &str) -> reqwest::Response {
+    post(url).header("mcp-session-id", id).send().await.unwrap()
+}
+
 /// Sends `request` as it is and returns all that comes back until the proxy closes.
 pub async fn raw(proxy: SocketAddr, request: &str) -> String {
     let request = request.replacen("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1);

@@ -14,7 +14,7 @@ import {
   ListRootsRequestSchema,
   ResourceUpdatedNotificationSchema,
 } from "@modelcontextprotocol/sdk/types.js";
-import { callEndedSession, observedFetch, report, signal, step } from "./steps.mjs";
+import { callEndedSession, observedFetch, report, signal, step, useTools } from "./steps.mjs";
 
 const RESOURCE = "demo://resource/dynamic/text/1";
 const ROOT = { uri: "file:///srv/project", name: "project" };
@@ -63,20 +63,7 @@ await report(async () => {
   assert.equal(stream.status, 200);
   assert.match(stream.headers.get("content-type"), /^text\/event-stream/);
 
-  const tools = await step("list tools", async () => {
-    const names = (await client.listTools()).tools.map(({ name }) => name);
-    assert.ok(names.includes("echo"), `no tool "echo" among ${names}`);
-    return names.length;
-  });
-
-  const echo = await step("call echo", () => call("echo", { message: "through and back ✓" }));
-  assert.equal(echo, "Echo: through and back ✓");
-
-  const progress = [];
-  await step("call a tool that reports progress", () =>
-    call("trigger-long-running-operation", { duration: 0.5, steps: 5 }, { onprogress: (p) => progress.push(p.progress) }),
-  );
-  assert.deepEqual(progress, [1, 2, 3, 4, 5], "progress is missing, late or out of order");
+  const { tools, progress } = await useTools(client, call);
 
   await step("read a resource", async () => {
     const { contents } = await client.readResource({ uri: RESOURCE });

@@ -6,7 +6,7 @@
 // STATUS and the output are those of client.mjs.
 import assert from "node:assert/strict";
 import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";
-import { callEndedSession, observedFetch, report, step } from "./steps.mjs";
+import { callEndedSession, observedFetch, report, step, useTools } from "./steps.mjs";
 
 await report(async () => {
   const url = new URL(process.argv[2]);
@@ -42,20 +42,7 @@ await report(async () => {
   const sessionId = transport.sessionId;
   assert.match(sessionId ?? "", /^[\x21-\x7e]+$/, "the server opened no session");
 
-  const tools = await step("list tools", async () => {
-    const names = (await client.listTools()).tools.map(({ name }) => name);
-    assert.ok(names.includes("echo"), `no tool "echo" among ${names}`);
-    return names.length;
-  });
-
-  const echo = await step("call echo", () => call("echo", { message: "through and back ✓" }));
-  assert.equal(echo, "Echo: through and back ✓");
-
-  const progress = [];
-  await step("call a tool that reports progress", () =>
-    call("trigger-long-running-operation", { duration: 0.5, steps: 5 }, { onprogress: (p) => progress.push(p.progress) }),
-  );
-  assert.deepEqual(progress, [1, 2, 3, 4, 5], "progress is missing, late or out of order");
+  const { tools, progress } = await useTools(client, call);
 
   const elicited = await step("answer an elicitation", () => call("trigger-elicitation-request"));
   assert.match(elicited, /Name: Ada/);

@@ -1,5 +1,7 @@
 // Runs a client's flow as named steps: each has a time limit, so that none can hang, and the first failure ends it.
 
+import assert from "node:assert/strict";
+
 /** Runs one step; fails with the step's name if it fails or takes longer than `seconds`. */
 export async function step(name, run, seconds = 10) {
   let timer;
@@ -41,6 +43,26 @@ export function observedFetch(observe) {
     observe({ request: new Headers(init?.headers), method: init?.method ?? "GET", response });
     return response;
   };
+}
+
+/** Lists the example server's tools and calls two by `call`; gives their number and the progress that arrived. */
+export async function useTools(client, call) {
+  const tools = await step("list tools", async () => {
+    const names = (await client.listTools()).tools.map(({ name }) => name);
+    assert.ok(names.includes("echo"), `no tool "echo" among ${names}`);
+    return names.length;
+  });
+
+  const echo = await step("call echo", () => call("echo", { message: "through and back ✓" }));
+  assert.equal(echo, "Echo: through and back ✓");
+
+  const progress = [];
+  await step("call a tool that reports progress", () =>
+    call("trigger-long-running-operation", { duration: 0.5, steps: 5 }, { onprogress: (p) => progress.push(p.progress) }),
+  );
+  assert.deepEqual(progress, [1, 2, 3, 4, 5], "progress is missing, late or out of order");
+
+  return { tools, progress };
 }
 
 /** Calls the endpoint with an ended session's id; gives the status and the JSON-RPC error code of the refusal. */
