@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::str::FromStr;
 
 use pingora_core::server::configuration::ServerConf;
@@ -17,6 +18,7 @@ use serde_saphyr::Error as YamlError;
 use crate::cors::CorsPolicy;
 use crate::host::HostPolicy;
 use crate::route::RouteTable;
+use crate::rules::Rules;
 use crate::session::SessionSettings;
 use crate::setting::{Count, Entries, Entry, Text, UNEXPANDED, parse, refuse};
 
@@ -49,8 +51,18 @@ pub struct Config {
     pub cors: CorsPolicy,
 }
 
+impl From<Config> for Rules {
+    fn from(config: Config) -> Self {
+        Self {
+            routes: config.routes,
+            cors: config.cors,
+            hosts: config.allowed_hosts,
+        }
+    }
+}
+
 /// The addresses that are listened on: at least one, each once.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(from = "Entries<ListenerSection>")]
 pub struct Listeners(Vec<SocketAddr>);
 
@@ -91,9 +103,10 @@ impl Settings {
     ///
     /// # Errors
     /// The first thing that is wrong with it.
-    pub fn load(path: &str) -> Result<Self, ConfigError> {
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let file = path.as_ref().display().to_string();
         let yaml = std::fs::read_to_string(path).map_err(|error| ConfigError {
-            file: path.to_owned(),
+            file: file.clone(),
             position: None,
             path: String::new(),
             problem: format!("cannot be read: {error}"),
@@ -101,7 +114,7 @@ impl Settings {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Self::parse(path, &yaml, environment)
+        Self::parse(&file, &yaml, environment)
     }
 
     /// Parses `yaml`. `file` is its name in errors; `environment` is where `${NAME}` is looked up.

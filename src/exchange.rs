@@ -12,6 +12,7 @@ use crate::host::Reach;
 use crate::mcp::{Call, ClientSessionId, Era};
 use crate::rejection::Rejection;
 use crate::route::Route;
+use crate::rules::Rules;
 use crate::session::Binding;
 
 /// What is known of one request, from its header's arrival to its log line. Begin each request
@@ -19,6 +20,7 @@ use crate::session::Binding;
 #[derive(Debug, Default)]
 pub struct Exchange {
     // Written by `admit`.
+    pub(crate) rules: Option<Arc<Rules>>,
     pub(crate) connection: Connection,
     pub(crate) origin: OriginGrant,
     pub(crate) route: Option<Arc<Route>>,

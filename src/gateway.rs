@@ -3,19 +3,20 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::backend::Backend;
-use crate::cors::{CorsPolicy, OriginGrant};
+use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
-use crate::host::HostPolicy;
 use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_SESSION_ID};
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
 use crate::rejection::Rejection;
-use crate::route::{HostHeader, Route, RouteTable};
+use crate::route::{HostHeader, Route};
+use crate::rules::Rules;
 use crate::session::{Binding, SessionStore, StoreError};
 
 /// Decides for each request where it goes and what each side sees.
@@ -28,9 +29,7 @@ use crate::session::{Binding, SessionStore, StoreError};
 /// a backend's answer goes through [`body_from_backend`](Self::body_from_backend).
 #[derive(Debug)]
 pub struct Gateway {
-    routes: RouteTable,
-    cors: CorsPolicy,
-    hosts: HostPolicy,
+    rules: ArcSwap<Rules>,
     store: Arc<dyn SessionStore>,
 }
 
@@ -45,19 +44,19 @@ pub enum Admission {
 }
 
 impl Gateway {
-    /// A gateway that keeps its sessions in `store`.
-    pub fn new(
-        routes: RouteTable,
-        cors: CorsPolicy,
-        hosts: HostPolicy,
-        store: Arc<dyn SessionStore>,
-    ) -> Self {
+    /// A gateway that goes by `rules` and keeps its sessions in `store`.
+    pub fn new(rules: Rules, store: Arc<dyn SessionStore>) -> Self {
         Self {
-            routes,
-            cors,
-            hosts,
+            rules: ArcSwap::from_pointee(rules),
             store,
         }
+    }
+
+    /// Goes by `rules` from the next request on. Requests that are under way end as they began,
+    /// and sessions stay, but for those whose route or backend is there no more.
+    pub fn replace(&self, mut rules: Rules) {
+        rules.succeed(&self.rules.load());
+        self.rules.store(Arc::new(rules));
     }
 
     /// Looks at a request's header and finds its route, its era and its session.
@@ -81,18 +80,19 @@ impl Gateway {
         request: &RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<Admission, Rejection> {
+        let rules = exchange.rules.insert(self.rules.load_full());
         let reach = exchange.connection.reach;
-        exchange.origin = self.cors.judge(&request.headers, reach);
+        exchange.origin = rules.cors.judge(&request.headers, reach);
         if exchange.origin == OriginGrant::Denied {
             return Err(Rejection::OriginForbidden);
         }
-        if !self.hosts.allows(authority(request), reach) {
+        if !rules.hosts.allows(authority(request), reach) {
             return Err(Rejection::HostForbidden);
         }
-        let Some(route) = self.routes.find(request.uri.path()) else {
+        let Some(route) = rules.routes.find(request.uri.path()) else {
             return Err(Rejection::UnknownPath);
         };
-        exchange.route = Some(Arc::clone(route));
+        let route = exchange.route.insert(Arc::clone(route)).clone();
         if request.method == Method::OPTIONS {
             return Ok(Admission::Preflight);
         }
@@ -106,7 +106,7 @@ impl Gateway {
         }
         exchange.era = Era::of(&request.headers);
         match exchange.era {
-            Era::Session => self.admit_to_session(request, route, exchange).await?,
+            Era::Session => self.admit_to_session(request, &route, exchange).await?,
             Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
             Era::Stateless => {}
         }
@@ -358,7 +358,9 @@ impl Gateway {
         if response.status.is_informational() {
             return Ok(());
         }
-        self.cors.apply(&exchange.origin, response)?;
+        let current = || self.rules.load_full();
+        let rules = exchange.rules.clone().unwrap_or_else(current);
+        rules.cors.apply(&exchange.origin, response)?;
         if let Some(id) = exchange.client_session() {
             response.insert_header(MCP_SESSION_ID, id.to_header())?;
         }
@@ -379,7 +381,7 @@ impl Gateway {
     /// # Errors
     /// As [`to_client`](Self::to_client).
     pub fn preflight(&self, request: &RequestHeader) -> pingora_core::Result<ResponseHeader> {
-        self.cors.preflight(&request.headers)
+        self.rules.load().cors.preflight(&request.headers)
     }
 }
 

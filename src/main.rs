@@ -67,6 +67,9 @@ Examples:
   pingora-mcp -c edge.yaml       run in the foreground; Ctrl-C ends it
   RUST_LOG=debug pingora-mcp -c edge.yaml
 
+Signals: SIGHUP reads the configuration again, SIGTERM ends after the requests under way, SIGINT at
+once, SIGQUIT hands the listening sockets over to a new process that was started with -u.
+
 Exit codes: 0 success, 1 an address cannot be listened on, 64 a bad configuration or none.";
 
 /// sysexits.h: the command was used wrongly.

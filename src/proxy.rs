@@ -1,6 +1,7 @@
 //! `McpProxy`: the gateway as a Pingora HTTP proxy. This is the one place that knows Pingora's
 //! `Session`, and the one that writes an answer of the proxy's own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,13 +24,15 @@ use crate::rejection::{REFUSED, Rejection};
 /// context and call the [`Gateway`]'s functions as this type does.
 #[derive(Debug)]
 pub struct McpProxy {
-    gateway: Gateway,
+    gateway: Arc<Gateway>,
 }
 
 impl McpProxy {
-    /// Serves what `gateway` routes.
-    pub fn new(gateway: Gateway) -> Self {
-        Self { gateway }
+    /// Serves what `gateway` routes. Keep an `Arc` of it to replace its rules later.
+    pub fn new(gateway: impl Into<Arc<Gateway>>) -> Self {
+        Self {
+            gateway: gateway.into(),
+        }
     }
 }
 

@@ -162,6 +162,16 @@ impl RouteTable {
             .find(|route| route.path.rest_of(path).is_some())
     }
 
+    /// Goes on with what `former` knows of the backends of routes that both have.
+    pub(crate) fn succeed(&mut self, former: &Self) {
+        for route in &mut self.0 {
+            let same = former.0.iter().find(|former| former.path == route.path);
+            if let (Some(route), Some(former)) = (Arc::get_mut(route), same) {
+                route.pool.succeed(&former.pool);
+            }
+        }
+    }
+
     /// All of them, most specific first.
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
         self.0.iter().map(Arc::as_ref)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
 use pingora_core::server::Server;
 use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
 use pingora_proxy::{HttpProxy, http_proxy_service_with_name};
 
@@ -13,38 +14,44 @@ use crate::backend::tcp_keepalive;
 use crate::config::{Config, Listeners, Settings};
 use crate::gateway::Gateway;
 use crate::proxy::McpProxy;
+use crate::reload::{Fixed, Reload};
 use crate::session::MemoryStore;
 
-/// Runs the proxy until a signal ends it. `options` are Pingora's own; what they say of the
-/// configuration file is ignored, as `settings` have been read from it.
+/// Runs the proxy until a signal ends it. `options` are Pingora's own; the configuration file that
+/// they name is the one that `settings` have been read from, and is read again on SIGHUP.
 ///
 /// # Errors
 /// An address cannot be listened on.
 pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
     let Settings { server, mcp } = settings;
+    let file = options.conf.take();
     if !options.upgrade {
         check_addresses(&mcp.listeners)?;
     }
-    options.conf = None;
+    let fixed = Fixed::of(&server, &mcp);
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
     log::info!("{}", summary(&mcp));
     let listeners = mcp.listeners.clone();
-    let service = proxy_service(&pingora.configuration, gateway(mcp), &listeners);
-    pingora.add_service(service);
+    let gateway = Arc::new(gateway(mcp));
+    if let Some(file) = file {
+        let reload = Reload::new(file, fixed, Arc::clone(&gateway));
+        pingora.add_service(background_service("reload", reload));
+    }
+    pingora.add_service(proxy_service(&pingora.configuration, gateway, &listeners));
     pingora.run_forever();
 }
 
 /// The gateway that `config` describes, with its sessions in memory.
 pub fn gateway(config: Config) -> Gateway {
     let store = Arc::new(MemoryStore::new(config.sessions));
-    Gateway::new(config.routes, config.cors, config.allowed_hosts, store)
+    Gateway::new(config.into(), store)
 }
 
 /// The proxy as a service on `listeners`, to host in a Pingora server of your own.
 pub fn proxy_service(
     conf: &Arc<ServerConf>,
-    gateway: Gateway,
+    gateway: impl Into<Arc<Gateway>>,
     listeners: &Listeners,
 ) -> Service<HttpProxy<McpProxy>> {
     let mut service = http_proxy_service_with_name(conf, McpProxy::new(gateway), "mcp");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// From the bottom up: a module uses those before it and none after it.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 18] = [
     "setting",
     "mcp",
     "host",
@@ -13,10 +13,12 @@ const LAYERS: [&str; 16] = [
     "discovery",
     "route",
     "session",
+    "rules",
     "exchange",
     "gateway",
     "config",
     "proxy",
+    "reload",
     "server",
     "logging",
     "main",

@@ -30,7 +30,7 @@ pub struct Backend {
     peer: HttpPeer,
     limits: Limits,
     /// Requests that are at this backend now, open streams included.
-    in_flight: AtomicUsize,
+    in_flight: Arc<AtomicUsize>,
 }
 
 /// How long a backend may be silent, by method.
@@ -58,7 +58,7 @@ impl Backend {
                 post: timeouts.post.0,
                 delete: timeouts.delete.0,
             },
-            in_flight: AtomicUsize::new(0),
+            in_flight: Arc::default(),
         }
     }
 

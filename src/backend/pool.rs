@@ -42,6 +42,17 @@ impl Pool {
             .map(Lease::new)
     }
 
+    /// Counts on where `former` counts the requests of backends that both have.
+    pub(crate) fn succeed(&mut self, former: &Self) {
+        for backend in &mut self.backends {
+            let mut formers = former.backends.iter();
+            let same = formers.find(|former| former.name == backend.name);
+            if let (Some(backend), Some(former)) = (Arc::get_mut(backend), same) {
+                backend.in_flight = Arc::clone(&former.in_flight);
+            }
+        }
+    }
+
     /// All of them, in the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = &Backend> {
         self.backends.iter().map(Arc::as_ref)

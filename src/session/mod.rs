@@ -59,7 +59,7 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
 pub struct StoreError;
 
 /// `mcp.sessions` in the configuration file: how many sessions are kept and for how long.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
     /// The most sessions kept at a time; beyond it the one that was used least recently goes.

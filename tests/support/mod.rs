@@ -47,9 +47,7 @@ impl Proxy {
 
     /// A proxy as [`with`](Self::with), its sessions in `store`.
     pub fn with_store(mcp: &str, store: Arc<dyn SessionStore>) -> Self {
-        Self::start(mcp, |mcp| {
-            Gateway::new(mcp.routes, mcp.cors, mcp.allowed_hosts, store)
-        })
+        Self::start(mcp, |mcp| Gateway::new(mcp.into(), store))
     }
 
     fn start(mcp: &str, gateway: impl FnOnce(pingora_mcp::Config) -> Gateway) -> Self {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 pub struct ProxyProcess {
     pub address: SocketAddr,
     program: Program,
+    configuration: PathBuf,
 }
 
 impl ProxyProcess {
@@ -27,18 +28,21 @@ impl ProxyProcess {
                 .local_addr()
                 .unwrap();
             let configuration = scratch_file("yaml");
-            let yaml = format!("version: 1\nmcp:\n  listeners:\n    - address: {address}\n{mcp}");
-            std::fs::write(&configuration, yaml).unwrap();
+            std::fs::write(&configuration, document(address, mcp)).unwrap();
             let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
             command.arg("-c").arg(&configuration).env_remove("RUST_LOG");
             command.envs(environment.iter().copied());
 
             let mut program = Program::start(&mut command);
             let is_ready = program.until(|_| listens(address)).await;
-            std::fs::remove_file(configuration).unwrap();
             if is_ready {
-                return Self { address, program };
+                return Self {
+                    address,
+                    program,
+                    configuration,
+                };
             }
+            std::fs::remove_file(configuration).unwrap();
             let log = program.log();
             assert!(log.contains("cannot listen on"), "it did not start: {log}");
         }
@@ -48,6 +52,26 @@ impl ProxyProcess {
     /// The URL of `path` at this proxy.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    /// Puts `mcp` in place of what stands below `mcp:` in its file, has it read again, and waits
+    /// until the log says so.
+    pub async fn reload(&mut self, mcp: &str) {
+        let reloads = |log: String| log.matches("configuration reloaded").count();
+        let before = reloads(self.log());
+        self.replace_configuration(mcp);
+        assert!(self.until(|log| reloads(log) > before).await);
+    }
+
+    /// Puts `mcp` in place of what stands below `mcp:` in its file, and sends SIGHUP.
+    pub fn replace_configuration(&self, mcp: &str) {
+        std::fs::write(&self.configuration, document(self.address, mcp)).unwrap();
+        self.program.signal("HUP");
+    }
+
+    /// Waits until its log is as `is_so` says, and says no if it ends before that.
+    pub async fn until(&mut self, is_so: impl Fn(String) -> bool) -> bool {
+        self.program.until(|program| is_so(program.log())).await
     }
 
     /// All that it has written to standard output and standard error.
@@ -71,6 +95,12 @@ impl ProxyProcess {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
         kib.parse().unwrap()
+    }
+}
+
+impl Drop for ProxyProcess {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.configuration);
     }
 }
 
@@ -98,6 +128,13 @@ impl Program {
         String::from_utf8_lossy(&std::fs::read(&self.output).unwrap()).into_owned()
     }
 
+    /// Sends it a signal, by the signal's name without `SIG`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let kill = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(kill.unwrap().success());
+    }
+
     /// Waits until `is_ready` says so, and says no if the program ends before that.
     pub async fn until(&mut self, is_ready: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + START_LIMIT;
@@ -122,6 +159,10 @@ impl Drop for Program {
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.output);
     }
+}
+
+fn document(address: SocketAddr, mcp: &str) -> String {
+    format!("version: 1\nmcp:\n  listeners:\n    - address: {address}\n{mcp}")
 }
 
 fn listens(address: SocketAddr) -> bool {

@@ -1,0 +1,101 @@
+//! Reads the configuration file again, on SIGHUP, and has the gateway go by it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::services::background::BackgroundService;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, ConfigError, Listeners, Settings};
+use crate::gateway::Gateway;
+use crate::session::SessionSettings;
+
+/// Has a running gateway go by a configuration file that has changed: by all of it but [`Fixed`].
+#[derive(Debug)]
+pub struct Reload {
+    file: PathBuf,
+    fixed: Fixed,
+    gateway: Arc<Gateway>,
+}
+
+/// What a running process keeps: its listeners, its session store, and Pingora's own settings.
+#[derive(Debug)]
+pub struct Fixed {
+    listeners: Listeners,
+    sessions: SessionSettings,
+    server: serde_json::Value,
+}
+
+impl Reload {
+    /// For a server that was started by what stands in `file`, `fixed` of it, and that serves
+    /// `gateway`.
+    pub fn new(file: impl Into<PathBuf>, fixed: Fixed, gateway: Arc<Gateway>) -> Self {
+        let file = file.into();
+        Self {
+            // A server in the background changes its directory.
+            file: std::path::absolute(&file).unwrap_or(file),
+            fixed,
+            gateway,
+        }
+    }
+
+    /// Reads the file and goes by it from the next request on. Returns the keys whose change is
+    /// not taken up, as it takes a restart.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with the file; then nothing has changed.
+    pub fn reload(&self) -> Result<Vec<&'static str>, ConfigError> {
+        let Settings { server, mcp } = Settings::load(&self.file)?;
+        let kept = self.fixed.differences(&Fixed::of(&server, &mcp));
+        self.gateway.replace(mcp.into());
+        Ok(kept)
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Reload {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut hangup = match signal(SignalKind::hangup()) {
+            Ok(hangup) => hangup,
+            Err(error) => return log::error!("SIGHUP is not listened to: {error}"),
+        };
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => (),
+                _ = shutdown.changed() => return,
+            }
+            match self.reload() {
+                Ok(kept) if kept.is_empty() => log::info!("configuration reloaded"),
+                Ok(kept) => {
+                    let kept = kept.join(", ");
+                    log::warn!("configuration reloaded, but what needs a restart: {kept}");
+                }
+                Err(error) => log::error!("configuration not reloaded: {error}"),
+            }
+        }
+    }
+}
+
+impl Fixed {
+    /// What of a configuration it is.
+    pub fn of(server: &ServerConf, mcp: &Config) -> Self {
+        Self {
+            listeners: mcp.listeners.clone(),
+            sessions: mcp.sessions,
+            server: serde_json::to_value(server).unwrap_or_default(),
+        }
+    }
+
+    fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let differences = [
+            (self.listeners != other.listeners, "mcp.listeners"),
+            (self.sessions != other.sessions, "mcp.sessions"),
+            (self.server != other.server, "Pingora's keys"),
+        ];
+        let differing = differences.into_iter().filter(|(differs, _)| *differs);
+        differing.map(|(_, key)| key).collect()
+    }
+}

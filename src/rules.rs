@@ -1,0 +1,24 @@
+//! What the gateway goes by, and all that a new configuration replaces while requests run.
+
+use crate::cors::CorsPolicy;
+use crate::host::HostPolicy;
+use crate::route::RouteTable;
+
+/// Where requests may go, and who may send them. A request goes by one set of rules from its
+/// beginning to its end.
+#[derive(Debug)]
+pub struct Rules {
+    /// The endpoints, and the backends that serve them.
+    pub routes: RouteTable,
+    /// Which pages may use this server.
+    pub cors: CorsPolicy,
+    /// Names by which clients may address this server.
+    pub hosts: HostPolicy,
+}
+
+impl Rules {
+    /// Takes over what `former` knows of backends that both have: the requests in flight.
+    pub(crate) fn succeed(&mut self, former: &Self) {
+        self.routes.succeed(&former.routes);
+    }
+}
