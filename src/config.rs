@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer};
 use serde_saphyr::Error as YamlError;
 
 use crate::cors::CorsPolicy;
+use crate::drain::DrainSettings;
 use crate::host::HostPolicy;
 use crate::route::RouteTable;
 use crate::rules::Rules;
@@ -49,6 +50,9 @@ pub struct Config {
     /// Which pages may use this server.
     #[serde(default)]
     pub cors: CorsPolicy,
+    /// How the process ends.
+    #[serde(default)]
+    pub drain: DrainSettings,
 }
 
 impl From<Config> for Rules {
@@ -132,9 +136,6 @@ impl Settings {
         if document.max_retries.is_none() {
             server.max_retries = DEFAULT_ATTEMPTS;
         }
-        server.grace_period_seconds = server.grace_period_seconds.or(Some(DEFAULT_GRACE_SECONDS));
-        let shutdown = server.graceful_shutdown_timeout_seconds;
-        server.graceful_shutdown_timeout_seconds = shutdown.or(Some(DEFAULT_SHUTDOWN_SECONDS));
         Ok(Self {
             server,
             mcp: document.mcp,
@@ -266,6 +267,9 @@ impl TryFrom<String> for TopLevelKey {
             | "runtime_metrics_poll_time_histogram_resolution_micros" => Ok(Self::OptionalCount),
             "client_bind_to_ipv4" => Ok(Self::Ipv4),
             "client_bind_to_ipv6" => Ok(Self::Ipv6),
+            "grace_period_seconds" | "graceful_shutdown_timeout_seconds" => {
+                Err("not used by this proxy: expected 'mcp.drain.deadline' in its place")
+            }
             _ if pingora_keys().contains(&key) => Ok(Self::Other),
             _ => Err("unknown key: expected 'mcp' or one of Pingora's keys"),
         }
@@ -404,8 +408,3 @@ fn wrong_kind(expected: &str) -> String {
 
 /// How many backends are tried for a request before it is given up.
 const DEFAULT_ATTEMPTS: usize = 3;
-
-/// Pingora waits this long after SIGTERM, always, before it ends what is left.
-const DEFAULT_GRACE_SECONDS: u64 = 10;
-
-const DEFAULT_SHUTDOWN_SECONDS: u64 = 5;

@@ -36,6 +36,7 @@ pub mod backend;
 pub mod config;
 pub mod cors;
 pub mod discovery;
+pub mod drain;
 pub mod exchange;
 pub mod gateway;
 pub mod host;

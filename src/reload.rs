@@ -10,6 +10,7 @@ use pingora_core::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ConfigError, Listeners, Settings};
+use crate::drain::DrainSettings;
 use crate::gateway::Gateway;
 use crate::session::SessionSettings;
 
@@ -26,6 +27,8 @@ pub struct Reload {
 pub struct Fixed {
     listeners: Listeners,
     sessions: SessionSettings,
+    drain: DrainSettings,
+    /// As a value, since Pingora's own type cannot be copied.
     server: serde_json::Value,
 }
 
@@ -85,6 +88,7 @@ impl Fixed {
         Self {
             listeners: mcp.listeners.clone(),
             sessions: mcp.sessions,
+            drain: mcp.drain,
             server: serde_json::to_value(server).unwrap_or_default(),
         }
     }
@@ -93,6 +97,7 @@ impl Fixed {
         let differences = [
             (self.listeners != other.listeners, "mcp.listeners"),
             (self.sessions != other.sessions, "mcp.sessions"),
+            (self.drain != other.drain, "mcp.drain"),
             (self.server != other.server, "Pingora's keys"),
         ];
         let differing = differences.into_iter().filter(|(differs, _)| *differs);

@@ -4,14 +4,15 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
-use pingora_core::server::Server;
 use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
-use pingora_proxy::{HttpProxy, http_proxy_service_with_name};
+use pingora_proxy::{HttpProxy, http_proxy};
 
 use crate::backend::tcp_keepalive;
 use crate::config::{Config, Listeners, Settings};
+use crate::drain::{Drain, Drained, Signals};
 use crate::gateway::Gateway;
 use crate::proxy::McpProxy;
 use crate::reload::{Fixed, Reload};
@@ -28,6 +29,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
     if !options.upgrade {
         check_addresses(&mcp.listeners)?;
     }
+    let settings = mcp.drain;
     let fixed = Fixed::of(&server, &mcp);
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
@@ -38,8 +40,16 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
         let reload = Reload::new(file, fixed, Arc::clone(&gateway));
         pingora.add_service(background_service("reload", reload));
     }
-    pingora.add_service(proxy_service(&pingora.configuration, gateway, &listeners));
-    pingora.run_forever();
+    let upgrade_sock = pingora.configuration.upgrade_sock.clone();
+    let drain = Arc::new(Drain::new(settings, upgrade_sock));
+    let proxy = http_proxy(&pingora.configuration, McpProxy::new(gateway));
+    let mut service = Drained::new(SERVICE, proxy, Arc::clone(&drain));
+    listen(service.service(), &listeners);
+    pingora.add_service(service);
+    pingora.run(RunArgs {
+        shutdown_signal: Box::new(Signals(drain)),
+    });
+    Ok(())
 }
 
 /// The gateway that `config` describes, with its sessions in memory.
@@ -54,13 +64,18 @@ pub fn proxy_service(
     gateway: impl Into<Arc<Gateway>>,
     listeners: &Listeners,
 ) -> Service<HttpProxy<McpProxy>> {
-    let mut service = http_proxy_service_with_name(conf, McpProxy::new(gateway), "mcp");
+    let proxy = http_proxy(conf, McpProxy::new(gateway));
+    let mut service = Service::new(SERVICE.to_owned(), proxy);
+    listen(&mut service, listeners);
+    service
+}
+
+fn listen<A>(service: &mut Service<A>, listeners: &Listeners) {
     for address in listeners.iter() {
         let mut socket = TcpSocketOptions::default();
         socket.tcp_keepalive = Some(tcp_keepalive());
         service.add_listener(ListenerConfig::tcp(address.to_string()).tcp_socket_options(socket));
     }
-    service
 }
 
 /// An address that cannot be listened on.
@@ -93,3 +108,6 @@ fn summary(config: &Config) -> String {
     }
     summary
 }
+
+/// The name of the service, in Pingora's log and of its threads.
+const SERVICE: &str = "mcp";

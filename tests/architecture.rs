@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// From the bottom up: a module uses those before it and none after it.
-const LAYERS: [&str; 18] = [
+const LAYERS: [&str; 19] = [
     "setting",
     "mcp",
     "host",
@@ -16,6 +16,7 @@ const LAYERS: [&str; 18] = [
     "rules",
     "exchange",
     "gateway",
+    "drain",
     "config",
     "proxy",
     "reload",

@@ -272,6 +272,7 @@ fn known_keys() -> BTreeSet<String> {
         ),
         ("mcp.sessions", "mcp: {sessions: {probe: 1}}"),
         ("mcp.cors", "mcp: {cors: {probe: 1}}"),
+        ("mcp.drain", "mcp: {drain: {probe: 1}}"),
     ];
     let mut keys = BTreeSet::new();
     for (section, yaml) in sections {

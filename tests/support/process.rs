@@ -69,6 +69,28 @@ impl ProxyProcess {
         self.program.signal("HUP");
     }
 
+    /// Sends it a signal, by the signal's name without `SIG`.
+    pub fn signal(&self, name: &str) {
+        self.program.signal(name);
+    }
+
+    /// Waits for its end and returns its exit code: `None` where a signal ended it.
+    pub async fn ended(&mut self) -> Option<i32> {
+        self.program.ended().await
+    }
+
+    /// Starts a proxy that takes the listening sockets over from this one, which then is to be
+    /// sent SIGQUIT.
+    pub fn successor(&self) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
+        command.arg("-u").arg("-c").arg(&self.configuration);
+        Self {
+            address: self.address,
+            program: Program::start(command.env_remove("RUST_LOG")),
+            configuration: self.configuration.clone(),
+        }
+    }
+
     /// Waits until its log is as `is_so` says, and says no if it ends before that.
     pub async fn until(&mut self, is_so: impl Fn(String) -> bool) -> bool {
         self.program.until(|program| is_so(program.log())).await
@@ -135,6 +157,18 @@ impl Program {
         assert!(kill.unwrap().success());
     }
 
+    /// Waits for its end and returns its exit code: `None` where a signal ended it.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it goes on: {}", self.log());
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
     /// Waits until `is_ready` says so, and says no if the program ends before that.
     pub async fn until(&mut self, is_ready: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + START_LIMIT;
@@ -162,7 +196,11 @@ impl Drop for Program {
 }
 
 fn document(address: SocketAddr, mcp: &str) -> String {
-    format!("version: 1\nmcp:\n  listeners:\n    - address: {address}\n{mcp}")
+    let folder = env!("CARGO_TARGET_TMPDIR");
+    let port = address.port();
+    format!(
+        "version: 1\nupgrade_sock: {folder}/{port}.sock\nmcp:\n  listeners:\n    - address: {address}\n{mcp}"
+    )
 }
 
 fn listens(address: SocketAddr) -> bool {

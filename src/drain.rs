@@ -1,0 +1,240 @@
+//! How the process ends: listeners close, what is under way finishes, and it leaves as soon as
+//! nothing is left.
+//!
+//! Pingora's own way is to sleep for a fixed time after SIGTERM, deaf to other signals, and to end
+//! what is left. Here the signals are heard by [`Drain`], which closes the listeners itself by the
+//! watch that its [`Drained`] services listen to, and tells Pingora to end when they are empty.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use pingora_core::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora_core::services::listening::Service;
+use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
+use serde::Deserialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::setting::Period;
+
+/// The end of a process: who is told of its beginning, and what it waits for.
+pub struct Drain {
+    settings: DrainSettings,
+    begun: watch::Sender<bool>,
+    /// Clients' connections that are open.
+    open: watch::Sender<usize>,
+    /// Where a new process takes the listening sockets over, and the sockets.
+    upgrade_sock: String,
+    sockets: OnceLock<ListenFds>,
+}
+
+/// `mcp.drain` in the configuration file: how the process ends on SIGTERM, and after an upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrainSettings {
+    /// The longest that the requests under way may take to end.
+    pub deadline: Period,
+}
+
+impl Default for DrainSettings {
+    /// Below the 30 s after which Kubernetes kills.
+    fn default() -> Self {
+        Self {
+            deadline: Period(Duration::from_secs(25)),
+        }
+    }
+}
+
+impl Drain {
+    /// Of a server that hands its sockets over at `upgrade_sock`.
+    pub fn new(settings: DrainSettings, upgrade_sock: String) -> Self {
+        Self {
+            settings,
+            begun: watch::Sender::new(false),
+            open: watch::Sender::new(0),
+            upgrade_sock,
+            sockets: OnceLock::new(),
+        }
+    }
+
+    /// Turns true when the process is to end.
+    pub fn begun(&self) -> watch::Receiver<bool> {
+        self.begun.subscribe()
+    }
+
+    /// Returns when no client is connected any more.
+    async fn emptied(&self) {
+        let mut open = self.open.subscribe();
+        // The sender is `self`'s, so that it lives.
+        let _ = open.wait_for(|open| *open == 0).await;
+    }
+
+    /// Gives the listening sockets to a new process.
+    fn hand_over(&self) -> Result<(), String> {
+        let sockets = self.sockets.get().ok_or("nothing is listened on yet")?;
+        let sent = sockets.lock().send_to_sock(self.upgrade_sock.as_str());
+        sent.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// Hears the process's signals, and says when it may end.
+pub struct Signals(pub Arc<Drain>);
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    /// Always a fast shutdown: what had to be waited for has been.
+    async fn recv(&self) -> ShutdownSignal {
+        let Self(drain) = self;
+        let (Some(mut interrupt), Some(mut terminate), Some(mut quit)) = (
+            listen(SignalKind::interrupt()),
+            listen(SignalKind::terminate()),
+            listen(SignalKind::quit()),
+        ) else {
+            return ShutdownSignal::FastShutdown;
+        };
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = terminate.recv() => break,
+                _ = quit.recv() => match drain.hand_over() {
+                    Ok(()) => {
+                        log::info!("listening sockets handed over");
+                        sleep(HANDOVER).await;
+                        break;
+                    }
+                    // Nobody took them: to end now would leave nobody at all.
+                    Err(error) => log::error!("no new process took the sockets over: {error}"),
+                },
+            }
+        }
+        let deadline = drain.settings.deadline.0;
+        log::info!(
+            "ending: waiting at most {deadline:?} for {} connections",
+            *drain.open.borrow()
+        );
+        drain.begun.send_replace(true);
+        tokio::select! {
+            _ = interrupt.recv() => (),
+            emptied = timeout(deadline, drain.emptied()) => if emptied.is_err() {
+                log::warn!("ending with {} connections open", *drain.open.borrow());
+            },
+        }
+        ShutdownSignal::FastShutdown
+    }
+}
+
+/// A service that closes its listeners when its [`Drain`] begins.
+pub struct Drained<A> {
+    service: Service<Counted<A>>,
+    drain: Arc<Drain>,
+}
+
+impl<A> Drained<A> {
+    /// Serves `app` on what is added to [`service`](Self::service).
+    pub fn new(name: &str, app: A, drain: Arc<Drain>) -> Self {
+        let counted = Counted {
+            app: Arc::new(app),
+            drain: Arc::clone(&drain),
+        };
+        Self {
+            service: Service::new(name.to_owned(), counted),
+            drain,
+        }
+    }
+
+    /// The service, to add listeners to.
+    pub fn service(&mut self) -> &mut Service<Counted<A>> {
+        &mut self.service
+    }
+}
+
+#[async_trait]
+impl<A: ServerApp + Send + Sync + 'static> ServiceWithDependents for Drained<A> {
+    async fn start_service(
+        &mut self,
+        sockets: Option<ListenFds>,
+        _: ShutdownWatch,
+        listeners_per_fd: usize,
+        ready: ServiceReadyNotifier,
+    ) {
+        if let Some(sockets) = &sockets {
+            // One table for all services, which each adds its own to.
+            self.drain.sockets.get_or_init(|| Arc::clone(sockets));
+        }
+        let begun = self.drain.begun();
+        let service: &mut dyn ServiceWithDependents = &mut self.service;
+        service
+            .start_service(sockets, begun, listeners_per_fd, ready)
+            .await;
+    }
+
+    fn name(&self) -> &str {
+        ServiceWithDependents::name(&self.service)
+    }
+
+    fn threads(&self) -> Option<usize> {
+        ServiceWithDependents::threads(&self.service)
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        ServiceWithDependents::listen_addresses(&self.service)
+    }
+}
+
+/// An application whose connections are counted, so that their end can be waited for.
+pub struct Counted<A> {
+    app: Arc<A>,
+    drain: Arc<Drain>,
+}
+
+#[async_trait]
+impl<A: ServerApp + Send + Sync + 'static> ServerApp for Counted<A> {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let _open = OpenConnection::new(&self.drain.open);
+        self.app.process_new(stream, shutdown).await
+    }
+
+    /// Called once nothing is listened on any more. Pingora then closes the connections that are
+    /// idle, also one on which a request is on its way: those are given a moment to arrive, to be
+    /// answered with `Connection: close`.
+    async fn cleanup(&self) {
+        let _ = timeout(LAST_REQUESTS, self.drain.emptied()).await;
+        self.app.cleanup().await;
+    }
+}
+
+struct OpenConnection<'d>(&'d watch::Sender<usize>);
+
+impl<'d> OpenConnection<'d> {
+    fn new(open: &'d watch::Sender<usize>) -> Self {
+        open.send_modify(|open| *open += 1);
+        Self(open)
+    }
+}
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+fn listen(kind: SignalKind) -> Option<Signal> {
+    let listened = signal(kind);
+    listened
+        .inspect_err(|error| log::error!("a signal cannot be listened to: {error}"))
+        .ok()
+}
+
+/// How long a new process has to begin, while both take connections. As long as Pingora's own.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// How long idle connections are kept open after the listeners have closed.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);

@@ -1,0 +1,231 @@
+//! How the process ends: on SIGTERM, on SIGINT, and when a new one takes its place. Real signals to
+//! the built binary.
+
+mod support;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use futures::future::join_all;
+use support::process::ProxyProcess;
+use support::wire::Wire;
+use support::{Backend, answer, header, open_session, post, raw_in_turn, route, within};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+#[tokio::test]
+async fn the_process_leaves_as_soon_as_nothing_is_under_way() {
+    let backend = Backend::with_session("id").await;
+    let mut proxy = ProxyProcess::start(&with_deadline(&backend, "10m")).await;
+    open_session(&proxy.url("/mcp")).await;
+    proxy.signal("TERM");
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn an_answer_under_way_is_finished_and_nobody_new_is_let_in() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut proxy = ProxyProcess::start(&route(&[backend.local_addr().unwrap()])).await;
+    let asked = tokio::spawn(post(&proxy.url("/mcp")).send());
+    let (mut wire, _) = Wire::accept(&backend).await;
+
+    proxy.signal("TERM");
+    until_refused(&proxy).await;
+    wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+        .await;
+    let answered = within("the answer", asked).await.unwrap().unwrap();
+    assert_eq!(answered.text().await.unwrap(), "late");
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_request_that_comes_late_on_an_open_connection_is_answered_and_told_to_close() {
+    let backend = Backend::with_session("id").await;
+    let mut proxy = ProxyProcess::start(&route(&[backend.address])).await;
+    let mut client = Wire::connect(proxy.address).await;
+    let options = "OPTIONS /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    client.send(options).await;
+    client.receive("\r\n\r\n").await;
+
+    proxy.signal("TERM");
+    until_refused(&proxy).await;
+    client.send(options).await;
+    let answer = client.receive("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(
+        answer.to_ascii_lowercase().contains("connection: close"),
+        "{answer}"
+    );
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn what_is_left_at_the_deadline_is_ended() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let yaml = route(&[backend.local_addr().unwrap()]) + "  drain: { deadline: 200ms }\n";
+    let mut proxy = ProxyProcess::start(&yaml).await;
+    let asked = tokio::spawn(post(&proxy.url("/mcp")).send());
+    let _silent = Wire::accept(&backend).await;
+    proxy.signal("TERM");
+    assert_eq!(proxy.ended().await, Some(0));
+    assert!(within("the end of the call", asked).await.unwrap().is_err());
+    assert!(
+        proxy.log().contains("ending with 1 connections open"),
+        "{}",
+        proxy.log()
+    );
+}
+
+#[tokio::test]
+async fn sigint_ends_at_once_also_while_it_ends() {
+    for while_ending in [false, true] {
+        let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let yaml = route(&[backend.local_addr().unwrap()]) + "  drain: { deadline: 10m }\n";
+        let mut proxy = ProxyProcess::start(&yaml).await;
+        let _asked = tokio::spawn(post(&proxy.url("/mcp")).send());
+        let _silent = Wire::accept(&backend).await;
+        if while_ending {
+            proxy.signal("TERM");
+            until_refused(&proxy).await;
+        }
+        proxy.signal("INT");
+        assert_eq!(proxy.ended().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_that_nobody_takes_over_changes_nothing() {
+    let backend = Backend::with_session("id").await;
+    let mut proxy = ProxyProcess::start(&route(&[backend.address])).await;
+    let id = open_session(&proxy.url("/mcp")).await;
+    proxy.signal("QUIT");
+    assert!(
+        proxy
+            .until(|log| log.contains("no new process took the sockets over"))
+            .await
+    );
+    assert_eq!(support::ask(&proxy.url("/mcp"), &id).await.status(), 200);
+}
+
+/// 1,000 requests are at the backend when the signal comes; `IN_FLIGHT` takes another number.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_under_way_is_lost_across_sigterm() {
+    let held = HeldBackend::start().await;
+    let mut proxy = ProxyProcess::start(&route(&[held.address])).await;
+    let asked = held.ask(&proxy).await;
+    proxy.signal("TERM");
+    until_refused(&proxy).await;
+    held.release(asked).await;
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_is_lost_and_no_connection_refused_across_an_upgrade() {
+    let held = HeldBackend::start().await;
+    let mut old = ProxyProcess::start(&route(&[held.address])).await;
+    let asked = held.ask(&old).await;
+
+    let new = old.successor();
+    old.signal("QUIT");
+    // From here on until the old one has gone, new clients come in all the time.
+    let (gone, mut is_gone) = watch::channel(false);
+    let address = old.address;
+    let newcomers = tokio::spawn(async move {
+        let mut answered = 0;
+        while !*is_gone.borrow_and_update() {
+            let options = "OPTIONS /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n";
+            let answers = raw_in_turn(address, &[options]).await;
+            assert!(answers[0].starts_with("HTTP/1.1 200"), "{answers:?}");
+            answered += 1;
+        }
+        answered
+    });
+    assert!(old.until(|log| log.contains("ending: waiting")).await);
+    held.release(asked).await;
+    assert_eq!(old.ended().await, Some(0));
+    gone.send(true).unwrap();
+    assert!(within("the last newcomer", newcomers).await.unwrap() > 0);
+    let answered = within(
+        "the new process",
+        post(&new.url("/mcp")).header("x-number", "0").send(),
+    );
+    assert_eq!(answered.await.unwrap().status(), 200);
+}
+
+/// A backend that holds every answer back until it is told to release them all.
+struct HeldBackend {
+    address: std::net::SocketAddr,
+    arrived: Arc<Semaphore>,
+    released: watch::Sender<bool>,
+}
+
+impl HeldBackend {
+    async fn start() -> Self {
+        let arrived = Arc::new(Semaphore::new(0));
+        let released = watch::Sender::new(false);
+        let (arrivals, release) = (Arc::clone(&arrived), released.subscribe());
+        let service = Router::new().fallback(async move |request: Request| {
+            arrivals.add_permits(1);
+            let mut release = release.clone();
+            release.wait_for(|released| *released).await.unwrap();
+            let number = header(request.headers(), "x-number").unwrap();
+            answer(200, &[], number.to_owned())
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, service).await });
+        Self {
+            address,
+            arrived,
+            released,
+        }
+    }
+
+    /// Asks through `proxy`, and waits until all requests are here.
+    async fn ask(&self, proxy: &ProxyProcess) -> Vec<tokio::task::JoinHandle<String>> {
+        let number = std::env::var("IN_FLIGHT").map_or(1000, |number| number.parse().unwrap());
+        let client = reqwest::Client::new();
+        let ask = |number: u32| {
+            let request = client.post(proxy.url("/mcp"));
+            let request = request.header("x-number", number);
+            tokio::spawn(async move { request.send().await.unwrap().text().await.unwrap() })
+        };
+        let mut asked = Vec::new();
+        // A step at a time, as the system refuses more connections at once than its queue holds.
+        for start in (0..number).step_by(STEP) {
+            let step = start..number.min(start + STEP as u32);
+            let arrived = self.arrived.acquire_many(step.len() as u32);
+            asked.extend(step.map(ask));
+            let arrived = within("all requests at the backend", arrived).await;
+            arrived.unwrap().forget();
+        }
+        asked
+    }
+
+    /// Answers all, and checks that each got its own answer, and that none was asked twice.
+    async fn release(&self, asked: Vec<tokio::task::JoinHandle<String>>) {
+        self.released.send(true).unwrap();
+        let answers = within("all answers", join_all(asked)).await;
+        for (number, answer) in answers.into_iter().enumerate() {
+            assert_eq!(answer.unwrap(), number.to_string());
+        }
+        assert_eq!(self.arrived.available_permits(), 0, "asked twice");
+    }
+}
+
+fn with_deadline(backend: &Backend, deadline: &str) -> String {
+    route(&[backend.address]) + &format!("  drain: {{ deadline: {deadline} }}\n")
+}
+
+/// Waits until the proxy takes no new connection.
+async fn until_refused(proxy: &ProxyProcess) {
+    let refused = async {
+        while TcpStream::connect(proxy.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the listeners' end", refused).await;
+}
+
+const STEP: usize = 500;
