@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::services::background::BackgroundService;
+use signal_hook::consts::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ConfigError, Listeners, Settings};
@@ -20,6 +22,8 @@ pub struct Reload {
     file: PathBuf,
     fixed: Fixed,
     gateway: Arc<Gateway>,
+    /// Whether SIGHUP has come, also before there was a runtime to hear it.
+    asked: Arc<AtomicBool>,
 }
 
 /// What a running process keeps: its listeners, its session store, and Pingora's own settings.
@@ -34,14 +38,19 @@ pub struct Fixed {
 
 impl Reload {
     /// For a server that was started by what stands in `file`, `fixed` of it, and that serves
-    /// `gateway`.
+    /// `gateway`. From here on SIGHUP does not end the process.
     pub fn new(file: impl Into<PathBuf>, fixed: Fixed, gateway: Arc<Gateway>) -> Self {
         let file = file.into();
+        let asked = Arc::default();
+        if let Err(error) = signal_hook::flag::register(SIGHUP, Arc::clone(&asked)) {
+            log::error!("SIGHUP ends the process: {error}");
+        }
         Self {
             // A server in the background changes its directory.
             file: std::path::absolute(&file).unwrap_or(file),
             fixed,
             gateway,
+            asked,
         }
     }
 
@@ -66,10 +75,13 @@ impl BackgroundService for Reload {
             Err(error) => return log::error!("SIGHUP is not listened to: {error}"),
         };
         loop {
-            tokio::select! {
-                _ = hangup.recv() => (),
-                _ = shutdown.changed() => return,
+            if !self.asked.load(Ordering::Relaxed) {
+                tokio::select! {
+                    _ = hangup.recv() => (),
+                    _ = shutdown.changed() => return,
+                }
             }
+            self.asked.store(false, Ordering::Relaxed);
             match self.reload() {
                 Ok(kept) if kept.is_empty() => log::info!("configuration reloaded"),
                 Ok(kept) => {

@@ -34,7 +34,11 @@ impl ProxyProcess {
             command.envs(environment.iter().copied());
 
             let mut program = Program::start(&mut command);
-            let is_ready = program.until(|_| listens(address)).await;
+            // Before it says so, it listens for a moment to try the address.
+            let says_so = |program: &Program| program.log().contains("listening on");
+            let is_ready = program
+                .until(|program| says_so(program) && listens(address))
+                .await;
             if is_ready {
                 return Self {
                     address,
