@@ -1,0 +1,26 @@
+# The proxy alone, not as root, on a file system that need not be written to:
+#
+#   docker build -t pingora-mcp .
+#   docker run --read-only --cap-drop ALL -p 8080:8080 -v ./edge.yaml:/etc/pingora-mcp.yaml:ro pingora-mcp
+#
+# In the configuration, listen on 0.0.0.0:8080: within a container, 127.0.0.1 is reached by nobody else.
+
+FROM rust:1.95-slim-bookworm AS build
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends cmake g++ make \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
+    cargo build --release --locked --bin pingora-mcp \
+    && cp target/release/pingora-mcp /usr/local/bin/pingora-mcp
+
+FROM debian:bookworm-slim
+COPY --from=build /usr/local/bin/pingora-mcp /usr/local/bin/pingora-mcp
+# No name for it is needed, so that no file of the image is written.
+USER 65532:65532
+EXPOSE 8080
+# SIGTERM, Docker's own, finishes what is under way: give it longer than mcp.drain.deadline.
+ENTRYPOINT ["/usr/local/bin/pingora-mcp"]
+CMD ["-c", "/etc/pingora-mcp.yaml"]
