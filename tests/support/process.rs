@@ -213,7 +213,7 @@ fn listens(address: SocketAddr) -> bool {
 }
 
 /// A path that no other test uses.
-fn scratch_file(extension: &str) -> PathBuf {
+pub fn scratch_file(extension: &str) -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = format!("{}-{number}.{extension}", std::process::id());
