@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// From the bottom up: a module uses those before it and none after it.
-const LAYERS: [&str; 19] = [
+const LAYERS: &[&str] = &[
     "setting",
     "mcp",
     "host",
