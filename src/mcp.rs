@@ -4,8 +4,11 @@
 //! minted by this proxy, and the backend's, which no client may see. They are two types without
 //! a conversion between them.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue, Method};
 use uuid::Uuid;
 
@@ -17,10 +20,23 @@ pub mod header {
     pub const MCP_SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
     /// The message's JSON-RPC method (MCP 2026-07-28, Standard Request Headers).
     pub const MCP_METHOD: HeaderName = HeaderName::from_static("mcp-method");
+    /// What the message is about: a tool, a prompt or a resource (MCP 2026-07-28, Standard Request
+    /// Headers). [`text`](super::text) reads it.
+    pub const MCP_NAME: HeaderName = HeaderName::from_static("mcp-name");
     /// The revision that the message follows (MCP 2025-06-18, Protocol Version Header).
     pub const MCP_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
     /// The media type of an event stream.
     pub const EVENT_STREAM: &str = "text/event-stream";
+}
+
+/// Methods whose `Mcp-Name` repeats a parameter (MCP 2026-07-28, Standard Request Headers).
+pub mod method {
+    /// Calls the tool that `name` names.
+    pub const TOOLS_CALL: &str = "tools/call";
+    /// Gets the prompt that `name` names.
+    pub const PROMPTS_GET: &str = "prompts/get";
+    /// Reads the resource that `uri` names.
+    pub const RESOURCES_READ: &str = "resources/read";
 }
 
 /// Which of MCP's two ways of talking over HTTP a request follows.
@@ -171,6 +187,27 @@ impl fmt::Debug for BackendSessionId {
 #[error("the session id is malformed")]
 pub struct MalformedSessionId;
 
+/// The text that `Mcp-Name` and its like stand for: the value as it is, or decoded where it is
+/// `=?base64?..?=`, to the letter (MCP 2026-07-28, Value Encoding; SEP-2243).
+///
+/// # Errors
+/// The value is not ASCII, or what is encoded in it is not UTF-8 in base64.
+pub fn text(value: &HeaderValue) -> Result<Cow<'_, str>, MalformedText> {
+    let value = value.to_str().map_err(|_| MalformedText)?;
+    let encoded = value.strip_prefix("=?base64?");
+    let Some(encoded) = encoded.and_then(|rest| rest.strip_suffix("?=")) else {
+        return Ok(Cow::Borrowed(value));
+    };
+    let decoded = BASE64_STANDARD.decode(encoded).map_err(|_| MalformedText)?;
+    let decoded = String::from_utf8(decoded).map_err(|_| MalformedText)?;
+    Ok(Cow::Owned(decoded))
+}
+
+/// A header value that stands for no text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the header is malformed")]
+pub struct MalformedText;
+
 /// Revisions are dates, so that they compare as text (MCP, Versioning).
 fn is_stateless_revision(version: &[u8]) -> bool {
     let is_date = version.len() == FIRST_STATELESS_REVISION.len()
@@ -243,7 +280,59 @@ mod tests {
         assert!(!printed.contains("s3cret"));
     }
 
+    #[test]
+    fn a_text_is_decoded_where_it_is_encoded_to_the_letter() {
+        let read = |bytes: &[u8]| {
+            let value = HeaderValue::from_bytes(bytes).unwrap();
+            text(&value).map(Cow::into_owned)
+        };
+        for plain in [
+            "delete_file",
+            "a b",
+            "",
+            "=?base64?",
+            "=?base64?=",
+            "=?BASE64?ZWNobw==?=",
+            "x=?base64?ZWNobw==?=",
+            "=?base64?ZWNobw==?= ",
+        ] {
+            assert_eq!(read(plain.as_bytes()), Ok(plain.to_owned()));
+        }
+        assert_eq!(read(b"=?base64?ZWNobw==?="), Ok("echo".to_owned()));
+        assert_eq!(read(b"=?base64?w6ljaG8=?="), Ok("\u{e9}cho".to_owned()));
+        assert_eq!(read(b"=?base64??="), Ok(String::new()));
+        for malformed in [
+            b"=?base64?ZWNobw?=".as_slice(),
+            b"=?base64?ZWNobw=?=",
+            b"=?base64?ZWN obw==?=",
+            b"=?base64?ZWNobx==?=",
+            b"=?base64?_-8=?=",
+            b"=?base64?/w==?=",
+            b"\xc3\xa9cho",
+        ] {
+            assert_eq!(read(malformed), Err(MalformedText), "{malformed:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_text_survives_its_encoding(original in any::<String>()) {
+            let encoded = format!("=?base64?{}?=", BASE64_STANDARD.encode(&original));
+            let value = HeaderValue::try_from(encoded).unwrap();
+            prop_assert_eq!(text(&value), Ok(Cow::from(original)));
+        }
+
+        #[test]
+        fn no_value_is_more_than_malformed(
+            bytes in "(=\\?base64\\?)?[ -~]{0,40}(\\?=)?".prop_map(String::into_bytes)
+                .boxed().prop_union(proptest::collection::vec(any::<u8>(), 0..40).boxed())
+        ) {
+            let Ok(value) = HeaderValue::from_bytes(&bytes) else { return Ok(()) };
+            if let Ok(Cow::Borrowed(plain)) = text(&value) {
+                prop_assert_eq!(plain.as_bytes(), &bytes);
+            }
+        }
+
         #[test]
         fn any_other_text_is_no_client_id(text in "([ -~]{0,64}|[0-9a-f]{30,34}|[0-9a-fA-F-]{32,36})") {
             let value = HeaderValue::from_str(&text).unwrap();
