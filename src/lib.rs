@@ -41,6 +41,7 @@ pub mod exchange;
 pub mod gateway;
 pub mod host;
 pub mod mcp;
+pub mod message;
 pub mod proxy;
 pub mod rejection;
 pub mod reload;

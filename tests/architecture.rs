@@ -7,6 +7,7 @@ const LAYERS: &[&str] = &[
     "setting",
     "mcp",
     "host",
+    "message",
     "rejection",
     "cors",
     "backend",
