@@ -16,7 +16,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::Result;
 use pingora_core::server::Server;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_mcp::proxy::{answer_failure, connection, respond};
+use pingora_mcp::proxy::{answer_failure, connection, judge, respond};
 use pingora_mcp::{Admission, Exchange, Gateway, Settings, server};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session, http_proxy_service};
 
@@ -65,6 +65,9 @@ impl ProxyHttp for ApiKeyProxy {
         let (header, body) = match admitted {
             // A preflight carries no key, so that it is answered before one is asked for.
             Ok(Admission::Preflight) => (self.gateway.preflight(request)?, Bytes::new()),
+            Ok(Admission::Judge) if has_key(request) => {
+                return judge(&self.gateway, session, exchange).await;
+            }
             Ok(_) if has_key(request) => return Ok(false),
             Ok(_) => {
                 let mut header = ResponseHeader::build(401, None)?;

@@ -10,6 +10,8 @@ use crate::cors::OriginGrant;
 use crate::discovery::PublicUrl;
 use crate::host::Reach;
 use crate::mcp::{Call, ClientSessionId, Era};
+use crate::message::RequestId;
+use crate::policy::Policy;
 use crate::rejection::Rejection;
 use crate::route::Route;
 use crate::rules::Rules;
@@ -27,6 +29,9 @@ pub struct Exchange {
     pub(crate) call: Call,
     pub(crate) era: Era,
     pub(crate) session: Option<BoundSession>,
+    // Written by `judge`.
+    pub(crate) request_id: Option<RequestId>,
+    pub(crate) is_judged: bool,
     // Written by `admit` for a bound request, by `route` for any other.
     pub(crate) backend: Option<Lease>,
     // Written by `another_backend`.
@@ -85,6 +90,11 @@ impl Exchange {
         self.era
     }
 
+    /// The id of the JSON-RPC request, where the route has a policy.
+    pub fn request_id(&self) -> Option<&RequestId> {
+        self.request_id.as_ref()
+    }
+
     /// The backend that the request is at.
     pub fn backend(&self) -> Option<&Backend> {
         self.backend.as_deref()
@@ -109,6 +119,12 @@ impl Exchange {
     pub fn refuse(&mut self, rejection: Rejection) -> Rejection {
         self.rejection = Some(rejection);
         rejection
+    }
+
+    /// The policy that the request's body is judged by, where it has one.
+    pub(crate) fn policy(&self) -> Option<&Policy> {
+        let policy = self.route.as_ref()?.policy.as_ref()?;
+        matches!(self.call, Call::Post | Call::Listen).then_some(policy)
     }
 
     /// The URL by which clients know the request's route, where it has one.

@@ -1,5 +1,6 @@
 //! The gateway: five functions over headers that take a request from a client to a backend and
-//! its answer back. It opens no socket, and reads no body but the one document that it rewrites.
+//! its answer back. It opens no socket, and reads no body but the one document that it rewrites
+//! and, on a route with a policy, the message that it judges.
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
 use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_SESSION_ID};
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
+use crate::message::{Body, MalformedBody};
 use crate::rejection::Rejection;
 use crate::route::{HostHeader, Route};
 use crate::rules::Rules;
@@ -26,7 +28,8 @@ use crate::session::{Binding, SessionStore, StoreError};
 /// [`from_backend`](Self::from_backend), [`to_client`](Self::to_client). An answer that does not
 /// come from a backend goes through `to_client` too, and a backend that cannot be connected to
 /// through [`another_backend`](Self::another_backend), before `route` is called again. The body of
-/// a backend's answer goes through [`body_from_backend`](Self::body_from_backend).
+/// a backend's answer goes through [`body_from_backend`](Self::body_from_backend), and that of a
+/// request to a route with a policy through [`judge`](Self::judge), before `route` is called.
 #[derive(Debug)]
 pub struct Gateway {
     rules: ArcSwap<Rules>,
@@ -39,6 +42,9 @@ pub struct Gateway {
 pub enum Admission {
     /// Send it to a backend.
     Forward,
+    /// Read its body, have it judged by [`Gateway::judge`], and send it to a backend if it is good.
+    /// [`proxy::judge`](crate::proxy::judge) does that. Otherwise no backend is given for it.
+    Judge,
     /// Answer it with [`Gateway::preflight`].
     Preflight,
 }
@@ -110,7 +116,11 @@ impl Gateway {
             Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
             Era::Stateless => {}
         }
-        Ok(Admission::Forward)
+        let Some(policy) = exchange.policy() else {
+            return Ok(Admission::Forward);
+        };
+        policy.judge_headers(&request.headers)?;
+        Ok(Admission::Judge)
     }
 
     /// The session era's own checks, and the lookup of the session.
@@ -147,13 +157,31 @@ impl Gateway {
         Ok(())
     }
 
+    /// Judges the body of a request that was admitted as [`Admission::Judge`], by its route's
+    /// policy. `body` is the whole of it: 64 KiB at most, and none where it is longer.
+    ///
+    /// # Errors
+    /// The refusal to answer with: [`Rejection::answer_to`] the exchange's
+    /// [`request_id`](Exchange::request_id).
+    pub fn judge(
+        &self,
+        request: &RequestHeader,
+        body: Option<&[u8]>,
+        exchange: &mut Exchange,
+    ) -> Result<(), Rejection> {
+        let judged = judge_body(request, body, exchange);
+        exchange.is_judged = judged.is_ok();
+        judged.map_err(|rejection| exchange.refuse(rejection))
+    }
+
     /// The backend that the request goes to: its session's own, else the one with the fewest
     /// requests in flight.
     ///
     /// # Errors
     /// The refusal to answer with.
     pub fn route<'e>(&self, exchange: &'e mut Exchange) -> Result<&'e Backend, Rejection> {
-        let Some(route) = &exchange.route else {
+        let is_unjudged = exchange.policy().is_some() && !exchange.is_judged;
+        let (Some(route), false) = (&exchange.route, is_unjudged) else {
             return Err(exchange.refuse(Rejection::Internal));
         };
         let chosen = exchange.backend.take();
@@ -383,6 +411,20 @@ impl Gateway {
     pub fn preflight(&self, request: &RequestHeader) -> pingora_core::Result<ResponseHeader> {
         self.rules.load().cors.preflight(&request.headers)
     }
+}
+
+fn judge_body(
+    request: &RequestHeader,
+    body: Option<&[u8]>,
+    exchange: &mut Exchange,
+) -> Result<(), Rejection> {
+    let body = body.ok_or(Rejection::MessageTooLarge)?;
+    let body = Body::parse(body).map_err(|MalformedBody| Rejection::MessageMalformed)?;
+    if let Body::Message(message) = &body {
+        exchange.request_id = message.id().cloned();
+    }
+    let policy = exchange.policy().ok_or(Rejection::Internal)?;
+    policy.judge(&body, exchange.era, &request.headers)
 }
 
 fn opens_session(response: &ResponseHeader, exchange: &Exchange) -> bool {

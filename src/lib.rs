@@ -42,6 +42,7 @@ pub mod gateway;
 pub mod host;
 pub mod mcp;
 pub mod message;
+pub mod policy;
 pub mod proxy;
 pub mod rejection;
 pub mod reload;

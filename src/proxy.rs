@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::Version;
 use http::header::{EXPECT, TRANSFER_ENCODING};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::timeout;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -62,6 +63,7 @@ impl ProxyHttp for McpProxy {
         let request = session.req_header();
         let (header, body) = match self.gateway.admit(request, connection, exchange).await {
             Ok(Admission::Forward) => return Ok(false),
+            Ok(Admission::Judge) => return judge(&self.gateway, session, exchange).await,
             Ok(Admission::Preflight) => (self.gateway.preflight(request)?, Bytes::new()),
             Err(rejection) => rejection.answer()?,
         };
@@ -170,6 +172,45 @@ impl ProxyHttp for McpProxy {
     }
 }
 
+/// Reads the body of a request that was admitted as [`Admission::Judge`], has it judged, and
+/// answers where it is refused. For `ProxyHttp::request_filter`, and as there, `true` says that the
+/// request is answered. Pingora sends the backend what was read here.
+///
+/// # Errors
+/// The body cannot be read, or not in time, or the client not written to.
+pub async fn judge(
+    gateway: &Gateway,
+    session: &mut Session,
+    exchange: &mut Exchange,
+) -> Result<bool> {
+    let read = timeout(CLIENT_MESSAGE_TIMEOUT, read_message(session)).await;
+    let late = |_| Error::new(ErrorType::ReadTimedout);
+    let body = read.map_err(late).flatten().map_err(Error::into_down)?;
+    let judged = gateway.judge(session.req_header(), body.as_deref(), exchange);
+    let Err(rejection) = judged else {
+        return Ok(false);
+    };
+    let (header, body) = rejection.answer_to(exchange.request_id())?;
+    respond(gateway, session, exchange, header, body).await?;
+    Ok(true)
+}
+
+/// The whole body. `None` where it is longer than what Pingora keeps to send it on.
+async fn read_message(session: &mut Session) -> Result<Option<Bytes>> {
+    session.enable_retry_buffering();
+    if session.req_header_mut().remove_header(&EXPECT).is_some() {
+        // Or Pingora takes this for an answer to a request that it need not read.
+        session.set_close_on_response_before_downstream_finish(false);
+        session.write_continue_response().await?;
+    }
+    while session.read_request_body().await?.is_some() {
+        if session.retry_buffer_truncated() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(session.get_retry_buffer().unwrap_or_default()))
+}
+
 /// Writes an answer of the proxy's own. The connection goes on where the client lets it.
 ///
 /// # Errors
@@ -272,6 +313,9 @@ fn is_client_gone(error: &Error) -> bool {
 
 /// How long an idle connection of a client is kept, in seconds.
 const CLIENT_IDLE_SECONDS: u64 = 75;
+
+/// How long a message that is judged may take to arrive.
+const CLIENT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a client may take no byte of an answer. While a write is blocked, its leaving is not
 /// noticed.

@@ -1,8 +1,9 @@
 //! What the proxy refuses itself: one enum, one table, one form on the wire.
 //!
 //! A refusal is `application/problem+json` (RFC 9457), so that no client takes it for the answer
-//! to a JSON-RPC request. The one exception is the unknown session: clients look for exactly the
-//! JSON-RPC error that the SDKs' servers send, and start over when they see it.
+//! to a JSON-RPC request. There are two exceptions. Clients of an unknown session look for exactly
+//! the JSON-RPC error that the SDKs' servers send, and start over when they see it. Where headers
+//! and body disagree, the specification asks for a JSON-RPC error, and the request's id is known.
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -10,6 +11,7 @@ use pingora::http::ResponseHeader;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
 use crate::mcp::ALLOWED_METHODS;
+use crate::message::RequestId;
 
 /// Why a request is answered by the proxy and not by a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,10 +23,18 @@ pub enum Rejection {
     StreamNotAccepted,
     /// `DELETE` without `Mcp-Session-Id`.
     SessionIdMissing,
+    /// The body is not JSON-RPC that can be judged, and the route has a policy.
+    MessageMalformed,
+    /// The headers do not say of the message what it says itself, and the route has a policy.
+    HeaderMismatch,
     /// `Origin` is present and not allowed.
     OriginForbidden,
     /// `Host` is not a name that this server is reached by.
     HostForbidden,
+    /// The route's policy does not allow the message's method.
+    MethodForbidden,
+    /// The route's policy does not allow the tool.
+    ToolForbidden,
     /// No route has this path.
     UnknownPath,
     /// The session is unknown, expired or ended: the client is to start over.
@@ -33,6 +43,10 @@ pub enum Rejection {
     MethodNotAllowed,
     /// The client did not send its request in time.
     RequestTimeout,
+    /// The body is larger than what is judged, and the route has a policy.
+    MessageTooLarge,
+    /// The body is not said to be JSON in UTF-8, or is compressed, and the route has a policy.
+    MessageNotJson,
     /// This proxy failed.
     Internal,
     /// The backend cannot be connected to, or broke off before it answered.
@@ -63,10 +77,23 @@ impl Rejection {
     /// # Errors
     /// Pingora refuses the header; it does not, as every value is a constant.
     pub fn answer(self) -> pingora_core::Result<(ResponseHeader, Bytes)> {
+        self.answer_to(None)
+    }
+
+    /// The same, to the request of this id: one SDK's client waits for ever where a JSON-RPC error
+    /// lacks it.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub fn answer_to(
+        self,
+        id: Option<&RequestId>,
+    ) -> pingora_core::Result<(ResponseHeader, Bytes)> {
         let entry = self.entry();
-        let (content_type, body) = match entry.json_rpc {
-            Some(error) => ("application/json", Bytes::from_static(error)),
-            None => ("application/problem+json", problem(&entry)),
+        let (content_type, body) = match entry.form {
+            Form::Problem => ("application/problem+json", problem(&entry)),
+            Form::SessionNotFound => ("application/json", Bytes::from_static(SESSION_NOT_FOUND)),
+            Form::HeaderMismatch => ("application/json", header_mismatch(&entry, id)),
         };
         let mut answer = ResponseHeader::build(entry.status, Some(8))?;
         answer.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
@@ -118,6 +145,20 @@ impl Rejection {
                 "Session id missing",
                 "DELETE ends a session. Send the session's id in 'Mcp-Session-Id'.",
             ),
+            Self::MessageMalformed => (
+                StatusCode::BAD_REQUEST,
+                "message-malformed",
+                "Malformed message",
+                "The body is not one JSON-RPC message that reads the same to everybody. Send each \
+                 key once, in lower case.",
+            ),
+            Self::HeaderMismatch => (
+                StatusCode::BAD_REQUEST,
+                "header-mismatch",
+                "Header mismatch",
+                "'Mcp-Method', 'Mcp-Name' or 'MCP-Protocol-Version' is missing, malformed, or not \
+                 what the body says",
+            ),
             Self::OriginForbidden => (
                 StatusCode::FORBIDDEN,
                 "origin-forbidden",
@@ -131,6 +172,20 @@ impl Rejection {
                 "Host not allowed",
                 "This server is not reached by this host name. Its operator can add the name to \
                  'mcp.allowed_hosts'.",
+            ),
+            Self::MethodForbidden => (
+                StatusCode::FORBIDDEN,
+                "method-forbidden",
+                "MCP method not allowed",
+                "The message's JSON-RPC method may not be used here. The server's operator can \
+                 change the route's 'methods'.",
+            ),
+            Self::ToolForbidden => (
+                StatusCode::FORBIDDEN,
+                "tool-forbidden",
+                "Tool not allowed",
+                "This tool may not be called here. The server's operator can change the route's \
+                 'tools'.",
             ),
             Self::UnknownPath => (
                 StatusCode::NOT_FOUND,
@@ -155,6 +210,19 @@ impl Rejection {
                 "request-timeout",
                 "Request too slow",
                 "The request did not arrive in time. Send it again.",
+            ),
+            Self::MessageTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "message-too-large",
+                "Message too large",
+                "A message of at most 64 KiB can be sent here, as it is checked first.",
+            ),
+            Self::MessageNotJson => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "message-not-json",
+                "Message not readable",
+                "The message is checked first. Send it as 'application/json' in UTF-8, without \
+                 'Content-Encoding'.",
             ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -193,13 +261,19 @@ impl Rejection {
                 "The MCP server did not answer in time.",
             ),
         };
-        let json_rpc = (self == Self::UnknownSession).then_some(SESSION_NOT_FOUND);
+        let form = if self == Self::UnknownSession {
+            Form::SessionNotFound
+        } else if self == Self::HeaderMismatch {
+            Form::HeaderMismatch
+        } else {
+            Form::Problem
+        };
         Entry {
             status,
             name,
             title,
             detail,
-            json_rpc,
+            form,
         }
     }
 }
@@ -217,8 +291,14 @@ struct Entry {
     name: &'static str,
     title: &'static str,
     detail: &'static str,
-    /// The body where it is not a problem's.
-    json_rpc: Option<&'static [u8]>,
+    form: Form,
+}
+
+/// The form of the body.
+enum Form {
+    Problem,
+    SessionNotFound,
+    HeaderMismatch,
 }
 
 /// RFC 9457. The texts are constants of this file without a character that JSON escapes.
@@ -228,11 +308,20 @@ fn problem(entry: &Entry) -> Bytes {
         name,
         title,
         detail,
-        json_rpc: _,
+        form: _,
     } = entry;
     let status = status.as_u16();
     Bytes::from(format!(
         r#"{{"type":"urn:pingora-mcp:problem:{name}","title":"{title}","status":{status},"detail":"{detail}"}}"#
+    ))
+}
+
+/// MCP 2026-07-28, Server Validation. The texts are constants as those of a problem.
+fn header_mismatch(entry: &Entry, id: Option<&RequestId>) -> Bytes {
+    let id = id.map_or_else(String::new, |id| format!(r#","id":{id}"#));
+    let Entry { title, detail, .. } = entry;
+    Bytes::from(format!(
+        r#"{{"jsonrpc":"2.0","error":{{"code":-32020,"message":"{title}: {detail}"}}{id}}}"#
     ))
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::backend::{Backend, BackendSection, Pool, Timeouts};
 use crate::discovery::{PublicUrl, WellKnown};
+use crate::policy::{MethodPolicy, Policy, ToolPolicy};
 use crate::setting::{Entries, Entry, Text, parse};
 
 /// One MCP endpoint: a path that clients use, and the backends that serve it.
@@ -23,6 +24,8 @@ pub struct Route {
     pub host: HostHeader,
     /// The URL by which clients know it.
     pub public_url: Option<PublicUrl>,
+    /// What clients may use. `None`: all, and no body is looked at.
+    pub policy: Option<Policy>,
 }
 
 /// `host` of a route: what backends get as `Host`.
@@ -201,6 +204,12 @@ struct RouteSection {
     /// The URL by which clients know the endpoint.
     #[serde(default)]
     public_url: Option<PublicUrl>,
+    /// Which JSON-RPC methods clients may use.
+    #[serde(default)]
+    methods: MethodPolicy,
+    /// Which tools clients may call.
+    #[serde(default)]
+    tools: ToolPolicy,
     /// How long a backend may be silent.
     #[serde(default)]
     timeouts: Timeouts,
@@ -224,6 +233,7 @@ impl From<RouteSection> for Route {
             pool: Pool::new(backends.collect()),
             host: section.host,
             public_url: section.public_url,
+            policy: Policy::new(section.methods, section.tools),
         }
     }
 }

@@ -9,6 +9,7 @@ const LAYERS: &[&str] = &[
     "host",
     "message",
     "rejection",
+    "policy",
     "cors",
     "backend",
     "discovery",

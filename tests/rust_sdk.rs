@@ -67,6 +67,22 @@ async fn each_session_stays_with_its_server_and_all_servers_get_some() {
     assert_eq!(servers.len(), 2);
 }
 
+#[tokio::test]
+async fn a_tool_that_the_policy_denies_is_an_error_at_once_and_the_client_goes_on() {
+    let policy = "      tools:\n        deny: [whoami]\n";
+    let backend = demo_server("demo").await;
+    let proxy = Proxy::with(&(support::route(&[backend]) + policy));
+    for lifecycle in [ClientLifecycleMode::Initialize, stateless()] {
+        let (client, mut heard) = connect(&proxy, lifecycle).await;
+        uses_everything(&client, &mut heard).await;
+        let denied = client.call_tool(CallToolRequestParams::new("whoami"));
+        let error = support::within("the error", denied).await.unwrap_err();
+        assert!(error.to_string().contains("403"), "{error}");
+        uses_everything(&client, &mut heard).await;
+        client.cancel().await.unwrap();
+    }
+}
+
 async fn uses_everything(client: &Session, heard: &mut UnboundedReceiver<Heard>) {
     assert_eq!(client.list_all_tools().await.unwrap().len(), 5);
     assert!(
