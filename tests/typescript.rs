@@ -3,12 +3,9 @@
 
 mod support;
 
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::Command;
-
 use serde_json::{Value, json};
-use support::process::{Program, ProxyProcess};
+use support::process::ProxyProcess;
+use support::typescript::{ExampleServer, node};
 use support::{route, within};
 
 #[tokio::test]
@@ -52,43 +49,6 @@ async fn four_clients_at_a_time_use_two_servers_behind_one_proxy() {
     }
 }
 
-/// `@modelcontextprotocol/server-everything`, until it is dropped.
-struct ExampleServer {
-    address: SocketAddr,
-    program: Program,
-}
-
-impl ExampleServer {
-    async fn start() -> Self {
-        let mut program = Program::start(&mut node("everything.mjs"));
-        let listens = program.until(|server| listening(server).is_some()).await;
-        assert!(listens, "it did not start: {}", program.log());
-        Self {
-            address: listening(&program).unwrap(),
-            program,
-        }
-    }
-
-    /// The ids of all sessions that it has opened, from its log.
-    fn sessions(&self) -> Vec<String> {
-        let log = self.program.log();
-        let ids = log
-            .lines()
-            .filter_map(|line| line.strip_prefix("Session initialized with ID: "));
-        ids.map(str::to_owned).collect()
-    }
-}
-
-fn listening(server: &Program) -> Option<SocketAddr> {
-    let log = server.log();
-    let address = log
-        .split("listening on http://")
-        .nth(1)?
-        .split_once("/mcp\n")?
-        .0;
-    Some(address.parse().unwrap())
-}
-
 /// Runs a client, which checks all it sees itself, and returns the facts that it prints.
 async fn run(client: &str, url: &str, status_of_an_ended_session: &str) -> Value {
     let mut command = tokio::process::Command::from(node(client));
@@ -99,19 +59,6 @@ async fn run(client: &str, url: &str, status_of_an_ended_session: &str) -> Value
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{client}: {error}");
     serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// A command for a script of `tests/typescript`.
-fn node(script: &str) -> Command {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/typescript");
-    let has_node = Command::new("node").arg("--version").output().is_ok();
-    assert!(
-        has_node && folder.join("node_modules").is_dir(),
-        "node or its packages are missing: run `make test`, which installs them"
-    );
-    let mut node = Command::new("node");
-    node.arg(script).current_dir(folder);
-    node
 }
 
 /// Removes a fact from a client's.

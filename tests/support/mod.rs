@@ -8,6 +8,7 @@
 )]
 
 pub mod process;
+pub mod typescript;
 pub mod wire;
 
 use std::collections::HashMap;
