@@ -16,7 +16,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::Result;
 use pingora_core::server::Server;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_mcp::proxy::{answer_failure, connection, judge, respond};
+use pingora_mcp::proxy::{HELD, answer_failure, connection, hold, judge, respond};
 use pingora_mcp::{Admission, Exchange, Gateway, Settings, server};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session, http_proxy_service};
 
@@ -103,11 +103,15 @@ impl ProxyHttp for ApiKeyProxy {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        Ok(self.gateway.from_backend(response, exchange).await?)
+        self.gateway.from_backend(response, exchange).await?;
+        if exchange.is_held() {
+            hold(session, response)?;
+        }
+        Ok(())
     }
 
     fn upstream_response_body_filter(
@@ -118,6 +122,9 @@ impl ProxyHttp for ApiKeyProxy {
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
         self.gateway.body_from_backend(body, is_end, exchange);
+        if is_end && exchange.is_held() {
+            return pingora_core::Error::e_explain(HELD, "the answer is held back and whole");
+        }
         Ok(None)
     }
 

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 
 use crate::backend::{Backend, BackendName, Lease};
+use crate::compatibility::HeldAnswer;
 use crate::cors::OriginGrant;
 use crate::discovery::PublicUrl;
 use crate::host::Reach;
@@ -32,6 +34,8 @@ pub struct Exchange {
     // Written by `judge`.
     pub(crate) request_id: Option<RequestId>,
     pub(crate) is_judged: bool,
+    /// How long a 405 to this request is remembered, where it is.
+    pub(crate) get_405_memory: Option<Duration>,
     // Written by `admit` for a bound request, by `route` for any other.
     pub(crate) backend: Option<Lease>,
     // Written by `another_backend`.
@@ -40,6 +44,8 @@ pub struct Exchange {
     pub(crate) outcome: SessionOutcome,
     // Begun by `from_backend`, filled by `body_from_backend`: the document that is rewritten.
     pub(crate) document: Option<BytesMut>,
+    // The same: the answer that is held back.
+    pub(crate) held: Option<HeldAnswer>,
     // Written by the phase that refuses.
     pub(crate) rejection: Option<Rejection>,
 }
@@ -108,6 +114,12 @@ impl Exchange {
     /// What the answer did to the session.
     pub fn outcome(&self) -> SessionOutcome {
         self.outcome
+    }
+
+    /// Whether the backend's answer is held back until its body is whole: its header must not be
+    /// passed on, and [`held_answer`](crate::Gateway::held_answer) takes its place.
+    pub fn is_held(&self) -> bool {
+        self.held.is_some()
     }
 
     /// Why the proxy answered itself, if it did.

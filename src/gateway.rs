@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::backend::Backend;
+use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
 use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
@@ -28,8 +29,9 @@ use crate::session::{Binding, SessionStore, StoreError};
 /// [`from_backend`](Self::from_backend), [`to_client`](Self::to_client). An answer that does not
 /// come from a backend goes through `to_client` too, and a backend that cannot be connected to
 /// through [`another_backend`](Self::another_backend), before `route` is called again. The body of
-/// a backend's answer goes through [`body_from_backend`](Self::body_from_backend), and that of a
-/// request to a route with a policy through [`judge`](Self::judge), before `route` is called.
+/// a backend's answer goes through [`body_from_backend`](Self::body_from_backend); where the answer
+/// [is held](Exchange::is_held), the client gets [`held_answer`](Self::held_answer). The body of a
+/// request to a route with a policy goes through [`judge`](Self::judge), before `route` is called.
 #[derive(Debug)]
 pub struct Gateway {
     rules: ArcSwap<Rules>,
@@ -112,7 +114,10 @@ impl Gateway {
         }
         exchange.era = Era::of(&request.headers);
         match exchange.era {
-            Era::Session => self.admit_to_session(request, &route, exchange).await?,
+            Era::Session => {
+                self.admit_to_session(request, &route, exchange).await?;
+                remembered_405(request, &route, exchange)?;
+            }
             Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
             Era::Stateless => {}
         }
@@ -286,18 +291,53 @@ impl Gateway {
             }
             (None, _) => SessionOutcome::None,
         };
+        if let (Some(_), Some(backend)) = (exchange.get_405_memory, &exchange.backend)
+            && response.status == StatusCode::METHOD_NOT_ALLOWED
+        {
+            backend.get_refusal.note();
+        }
+        if may_be_expired(exchange) {
+            exchange.held = HeldAnswer::of(response);
+        }
         Ok(())
+    }
+
+    /// The answer in place of one that was held back, its body whole: the 404 that clients start
+    /// over on where it says that the session has expired, else the answer as it was.
+    ///
+    /// # Errors
+    /// As [`Rejection::answer`].
+    pub async fn held_answer(
+        &self,
+        exchange: &mut Exchange,
+    ) -> pingora_core::Result<(ResponseHeader, Bytes)> {
+        match (exchange.held.take(), &exchange.session) {
+            (Some(held), Some(session)) if held.is_expired_session() => {
+                exchange.outcome = SessionOutcome::Lost;
+                if let Err(error) = self.store.remove(session.id).await {
+                    log::warn!("session not updated: {error}");
+                }
+                exchange.refuse(Rejection::UnknownSession).answer()
+            }
+            (Some(held), _) => Ok(held.into_parts()),
+            (None, _) => exchange.refuse(Rejection::Internal).answer(),
+        }
     }
 
     /// Takes the next part of the body of a backend's answer. It passes as it is, but for the one
     /// document that names the server's URL: that is held back until it is whole, and rewritten.
-    /// One of more than 64 KiB is none, and passes too.
+    /// One of more than 64 KiB is none, and passes too. Where the answer [is
+    /// held](Exchange::is_held), nothing of it passes.
     pub fn body_from_backend(
         &self,
         body: &mut Option<Bytes>,
         is_end: bool,
         exchange: &mut Exchange,
     ) {
+        if let Some(held) = &mut exchange.held {
+            held.push(&body.take().unwrap_or_default());
+            return;
+        }
         let Some(mut document) = exchange.document.take() else {
             return;
         };
@@ -455,6 +495,43 @@ fn publish(response: &mut ResponseHeader, exchange: &mut Exchange) -> pingora_co
         exchange.document = Some(BytesMut::new());
     }
     Ok(())
+}
+
+/// Answers a GET in place of a backend that said a while ago that it has no stream. All backends of
+/// a route offer the same, so that without a session the word of one is enough.
+fn remembered_405(
+    request: &RequestHeader,
+    route: &Route,
+    exchange: &mut Exchange,
+) -> Result<(), Rejection> {
+    // Below the route's path, there may be something else at each path.
+    if exchange.call != Call::Get || request.uri.path() != route.path.as_str() {
+        return Ok(());
+    }
+    exchange.get_405_memory = route.compatibility.get_405_memory.0;
+    let Some(memory) = exchange.get_405_memory else {
+        return Ok(());
+    };
+    let is_refused = match &exchange.backend {
+        Some(backend) => backend.get_refusal.is_within(memory),
+        None => {
+            let mut backends = route.pool.iter();
+            backends.any(|backend| backend.get_refusal.is_within(memory))
+        }
+    };
+    if is_refused {
+        return Err(Rejection::NoEventStream);
+    }
+    Ok(())
+}
+
+/// Whether a 400 to this request may mean that its session has expired.
+fn may_be_expired(exchange: &Exchange) -> bool {
+    let status = exchange
+        .route
+        .as_ref()
+        .map(|route| route.compatibility.expired_session_status);
+    exchange.session.is_some() && status == Some(ExpiredSessionStatus::BadRequest)
 }
 
 /// What the answer to a bound request says of its session (MCP 2025-11-25, Session Management 3

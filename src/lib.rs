@@ -33,6 +33,7 @@
 //! ```
 
 pub mod backend;
+pub mod compatibility;
 pub mod config;
 pub mod cors;
 pub mod discovery;

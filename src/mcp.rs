@@ -221,6 +221,9 @@ fn is_stateless_revision(version: &[u8]) -> bool {
 /// The methods that an endpoint takes, as `Allow` and CORS name them.
 pub const ALLOWED_METHODS: &str = "GET, POST, DELETE, OPTIONS";
 
+/// The same where the backend has no GET stream.
+pub const ALLOWED_METHODS_WITHOUT_GET: &str = "POST, DELETE, OPTIONS";
+
 const FIRST_STATELESS_REVISION: &[u8] = b"2026-07-28";
 
 #[cfg(test)]

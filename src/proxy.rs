@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
 use http::header::{EXPECT, TRANSFER_ENCODING};
+use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::timeout;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -111,11 +111,15 @@ impl ProxyHttp for McpProxy {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        Ok(self.gateway.from_backend(response, exchange).await?)
+        self.gateway.from_backend(response, exchange).await?;
+        if exchange.is_held() {
+            hold(session, response)?;
+        }
+        Ok(())
     }
 
     fn upstream_response_body_filter(
@@ -126,6 +130,9 @@ impl ProxyHttp for McpProxy {
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
         self.gateway.body_from_backend(body, is_end, exchange);
+        if is_end && exchange.is_held() {
+            return Error::e_explain(HELD, "the answer is held back and whole");
+        }
         Ok(None)
     }
 
@@ -236,8 +243,22 @@ pub async fn respond(
     Ok(())
 }
 
-/// Answers a request that failed on its way, for `ProxyHttp::fail_to_proxy`: with the refusal of
-/// the gateway's if there was one, else by what went wrong. A client that has left gets nothing.
+/// Keeps the header of an answer that is held back from the client. Pingora has no such thing: it
+/// sends a header before a body's first filter runs. But it can be told to drop interim answers, so
+/// `response` is made one. When the body is whole, end the exchange with an error of the type
+/// [`HELD`], for [`answer_failure`] to answer.
+///
+/// # Errors
+/// Pingora refuses the header; it does not, as it is a constant.
+pub fn hold(session: &mut Session, response: &mut ResponseHeader) -> Result<()> {
+    session.as_downstream_mut().set_ignore_info_resp(true);
+    *response = ResponseHeader::build(StatusCode::EARLY_HINTS, None)?;
+    Ok(())
+}
+
+/// Answers a request that failed on its way, for `ProxyHttp::fail_to_proxy`: with the answer that
+/// was held back, else with the refusal of the gateway's if there was one, else by what went wrong.
+/// A client that has left gets nothing.
 pub async fn answer_failure(
     gateway: &Gateway,
     session: &mut Session,
@@ -254,28 +275,40 @@ pub async fn answer_failure(
     if is_client_gone(error) || is_answered {
         return failed(0);
     }
-    let refused = exchange.rejection();
-    let rejection = exchange.refuse(refused.unwrap_or_else(|| Rejection::of(error)));
+    let answer = if *error.etype() == HELD {
+        gateway.held_answer(exchange).await
+    } else {
+        let refused = exchange.rejection();
+        let rejection = exchange.refuse(refused.unwrap_or_else(|| Rejection::of(error)));
+        rejection.answer()
+    };
     // Pingora closes the connection after an error; the client is told so.
     session.set_keepalive(None);
-    let answered = match rejection.answer() {
-        Ok((header, body)) => respond(gateway, session, exchange, header, body).await,
+    let answered = match answer {
+        Ok((header, body)) => {
+            let status = header.status.as_u16();
+            let answered = respond(gateway, session, exchange, header, body).await;
+            answered.map(|()| status)
+        }
         Err(error) => Err(error),
     };
-    if let Err(error) = answered {
-        log::debug!("refusal not written: {error}");
-        return failed(0);
-    }
+    let status = match answered {
+        Ok(status) => status,
+        Err(error) => {
+            log::debug!("answer not written: {error}");
+            return failed(0);
+        }
+    };
     // Closed with bytes unread, the connection would be reset, and the answer lost on its way.
     if let Err(error) = session.as_downstream_mut().drain_request_body().await {
         log::debug!("rest of the request not read: {error}");
     }
-    failed(rejection.status().as_u16())
+    failed(status)
 }
 
-/// A client that leaves is no failure, and a refusal was decided on.
+/// A client that leaves is no failure; a refusal and an answer that is held back were decided on.
 fn log_failure(error: &Error, exchange: &Exchange) {
-    if *error.esource() == ErrorSource::Downstream || *error.etype() == REFUSED {
+    if *error.esource() == ErrorSource::Downstream || [REFUSED, HELD].contains(error.etype()) {
         return;
     }
     let failure = Rejection::of(error).name();
@@ -310,6 +343,9 @@ fn is_client_gone(error: &Error) -> bool {
             ConnectionClosed | ReadError | WriteError | WriteTimedout
         )
 }
+
+/// The type of the error that ends the exchange with a backend whose answer is held back.
+pub const HELD: ErrorType = ErrorType::Custom("AnswerHeld");
 
 /// How long an idle connection of a client is kept, in seconds.
 const CLIENT_IDLE_SECONDS: u64 = 75;

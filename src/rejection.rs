@@ -10,7 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
-use crate::mcp::ALLOWED_METHODS;
+use crate::mcp::{ALLOWED_METHODS, ALLOWED_METHODS_WITHOUT_GET};
 use crate::message::RequestId;
 
 /// Why a request is answered by the proxy and not by a backend.
@@ -41,6 +41,8 @@ pub enum Rejection {
     UnknownSession,
     /// A method that MCP does not use.
     MethodNotAllowed,
+    /// The backend said a while ago that it has no GET stream.
+    NoEventStream,
     /// The client did not send its request in time.
     RequestTimeout,
     /// The body is larger than what is judged, and the route has a policy.
@@ -100,7 +102,12 @@ impl Rejection {
         answer.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
         answer.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
         if entry.status == StatusCode::METHOD_NOT_ALLOWED {
-            answer.insert_header(header::ALLOW, HeaderValue::from_static(ALLOWED_METHODS))?;
+            let allowed = if self == Self::NoEventStream {
+                ALLOWED_METHODS_WITHOUT_GET
+            } else {
+                ALLOWED_METHODS
+            };
+            answer.insert_header(header::ALLOW, HeaderValue::from_static(allowed))?;
         }
         if entry.status == StatusCode::SERVICE_UNAVAILABLE {
             answer.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
@@ -204,6 +211,12 @@ impl Rejection {
                 "method-not-allowed",
                 "Method not allowed",
                 "MCP uses POST, GET and DELETE.",
+            ),
+            Self::NoEventStream => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "no-event-stream",
+                "No event stream",
+                "The MCP server sends messages only in answer to POST.",
             ),
             Self::RequestTimeout => (
                 StatusCode::REQUEST_TIMEOUT,

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer};
 
 use crate::backend::{Backend, BackendSection, Pool, Timeouts};
+use crate::compatibility::Compatibility;
 use crate::discovery::{PublicUrl, WellKnown};
 use crate::policy::{MethodPolicy, Policy, ToolPolicy};
 use crate::setting::{Entries, Entry, Text, parse};
@@ -26,6 +27,8 @@ pub struct Route {
     pub public_url: Option<PublicUrl>,
     /// What clients may use. `None`: all, and no body is looked at.
     pub policy: Option<Policy>,
+    /// What its backends are made up for.
+    pub compatibility: Compatibility,
 }
 
 /// `host` of a route: what backends get as `Host`.
@@ -213,6 +216,9 @@ struct RouteSection {
     /// How long a backend may be silent.
     #[serde(default)]
     timeouts: Timeouts,
+    /// What the servers are made up for.
+    #[serde(default)]
+    compatibility: Compatibility,
 }
 
 impl Entry for RouteSection {
@@ -234,6 +240,7 @@ impl From<RouteSection> for Route {
             host: section.host,
             public_url: section.public_url,
             policy: Policy::new(section.methods, section.tools),
+            compatibility: section.compatibility,
         }
     }
 }

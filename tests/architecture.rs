@@ -7,6 +7,7 @@ const LAYERS: &[&str] = &[
     "setting",
     "mcp",
     "host",
+    "compatibility",
     "message",
     "rejection",
     "policy",

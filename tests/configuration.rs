@@ -137,6 +137,7 @@ fn each_key_of_edge_yaml_changes_something() {
             ("allowed_hosts", _) => "[mcp.example]",
             ("allow" | "deny", _) => "[ping]",
             ("origins", _) => "[]",
+            ("expired_session_status", _) => "400",
             (_, "true") => "false",
             (_, "false") => "true",
             (_, "none") => "1s",
@@ -277,6 +278,10 @@ fn known_keys() -> BTreeSet<String> {
         (
             "mcp.routes[].timeouts",
             "mcp: {routes: [{timeouts: {probe: 1}}]}",
+        ),
+        (
+            "mcp.routes[].compatibility",
+            "mcp: {routes: [{compatibility: {probe: 1}}]}",
         ),
         ("mcp.sessions", "mcp: {sessions: {probe: 1}}"),
         ("mcp.cors", "mcp: {cors: {probe: 1}}"),

@@ -18,6 +18,7 @@ use url::Url;
 
 pub use pool::{Lease, Pool};
 
+use crate::compatibility::GetRefusal;
 use crate::mcp::Call;
 use crate::setting::{Entry, Limit, Period, Text, is_bare, parse, refuse};
 
@@ -31,6 +32,8 @@ pub struct Backend {
     limits: Limits,
     /// Requests that are at this backend now, open streams included.
     in_flight: Arc<AtomicUsize>,
+    /// Its last 405 to a GET, for routes that remember it.
+    pub(crate) get_refusal: GetRefusal,
 }
 
 /// How long a backend may be silent, by method.
@@ -59,6 +62,7 @@ impl Backend {
                 delete: timeouts.delete.0,
             },
             in_flight: Arc::default(),
+            get_refusal: GetRefusal::default(),
         }
     }
 
