@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::backend::Backend;
@@ -14,7 +14,7 @@ use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
 use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
-use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_SESSION_ID};
+use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
 use crate::message::{Body, MalformedBody};
 use crate::rejection::Rejection;
@@ -97,6 +97,7 @@ impl Gateway {
         if !rules.hosts.allows(authority(request), reach) {
             return Err(Rejection::HostForbidden);
         }
+        has_one_meaning(request)?;
         let Some(route) = rules.routes.find(request.uri.path()) else {
             return Err(Rejection::UnknownPath);
         };
@@ -229,6 +230,7 @@ impl Gateway {
         let Some(uri) = route.backend_uri(&request.uri, backend) else {
             return pingora_core::Error::e_explain(NO_ROUTE, "the path does not fit the backend");
         };
+        remove_ambiguous(request);
         forwarded(request, &exchange.connection)?;
         if route.host == HostHeader::Backend {
             request.insert_header(header::HOST, backend.host().clone())?;
@@ -554,6 +556,47 @@ fn is_discovery(path: &str) -> bool {
 fn is_listen(request: &RequestHeader) -> bool {
     let method = request.headers.get(MCP_METHOD);
     request.method == Method::POST && method.is_some_and(|name| name == "subscriptions/listen")
+}
+
+/// Refuses what a backend might read in another way than this proxy.
+fn has_one_meaning(request: &RequestHeader) -> Result<(), Rejection> {
+    let headers = &request.headers;
+    let is_there_twice = |name| headers.get_all(name).iter().nth(1).is_some();
+    // RFC 9112 3.2.
+    let lacks_host = request.version == Version::HTTP_11 && !headers.contains_key(header::HOST);
+    // `2, 2` is one length to some and none to others (RFC 9110 8.6).
+    let length = headers.get(header::CONTENT_LENGTH);
+    let is_list = length.is_some_and(|length| length.as_bytes().contains(&b','));
+    let names = [header::CONTENT_LENGTH, MCP_PROTOCOL_VERSION, MCP_METHOD];
+    if lacks_host || is_list || names.into_iter().any(is_there_twice) {
+        return Err(Rejection::MalformedRequest);
+    }
+    // Pingora knows the chunks, and would drop the name of what is in them (RFC 9112 6.1).
+    if !has_only(headers, header::TRANSFER_ENCODING, b"chunked") {
+        return Err(Rejection::TransferCodingUnknown);
+    }
+    // RFC 9110 10.1.1. With the one that is known, it is the backend that says 100.
+    if !has_only(headers, header::EXPECT, b"100-continue") {
+        return Err(Rejection::ExpectationFailed);
+    }
+    Ok(())
+}
+
+/// Whether a header is absent, or there once with this value.
+fn has_only(headers: &HeaderMap, name: HeaderName, value: &[u8]) -> bool {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    first.is_none_or(|first| first.as_bytes().eq_ignore_ascii_case(value))
+        && values.next().is_none()
+}
+
+/// Removes headers with `_` in their names, as CGI and what is made like it take `Mcp_Name` for
+/// `Mcp-Name`: with one, a client could claim what it may not. nginx does the same.
+fn remove_ambiguous(request: &mut RequestHeader) {
+    let is_ambiguous = |name: &&HeaderName| name.as_str().contains('_');
+    while let Some(name) = request.headers.keys().find(is_ambiguous).cloned() {
+        request.remove_header(&name);
+    }
 }
 
 /// Says who asked. What the client claims of it is not passed on.

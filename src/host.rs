@@ -35,7 +35,7 @@ impl HostPolicy {
     ///
     /// Over a loopback address, loopback names are always good, and others only if listed. Over
     /// another address any name is good as long as none is listed. A request without a host
-    /// does not come from a browser and is let in.
+    /// (HTTP/1.0 only) does not come from a browser and is let in.
     pub fn allows(&self, authority: Option<&str>, reach: Reach) -> bool {
         let Some(authority) = authority else {
             return true;

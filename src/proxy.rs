@@ -17,6 +17,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use crate::exchange::{Connection, Exchange};
 use crate::gateway::{Admission, Gateway};
 use crate::host::Reach;
+use crate::mcp::Call;
 use crate::rejection::{REFUSED, Rejection};
 
 /// An MCP gateway that a Pingora server can host.
@@ -53,6 +54,14 @@ impl ProxyHttp for McpProxy {
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(CLIENT_IDLE_SECONDS));
         }
+        if session.req_header().version == Version::HTTP_10 {
+            // Such a client knows neither interim answers nor what asks for one (RFC 9110 10.1.1,
+            // 15.2).
+            session.req_header_mut().remove_header(&EXPECT);
+            session.set_ignore_info_resp(true);
+        }
+        // Otherwise Pingora drops requests that come before the answer to the one before.
+        session.set_pipelining_enabled(true);
         session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
         session.set_total_drain_timeout(Some(CLIENT_DRAIN_TIMEOUT));
         Ok(())
@@ -62,8 +71,14 @@ impl ProxyHttp for McpProxy {
         let connection = connection(session);
         let request = session.req_header();
         let (header, body) = match self.gateway.admit(request, connection, exchange).await {
-            Ok(Admission::Forward) => return Ok(false),
-            Ok(Admission::Judge) => return judge(&self.gateway, session, exchange).await,
+            Ok(Admission::Forward) => {
+                expect_next(session, exchange);
+                return Ok(false);
+            }
+            Ok(Admission::Judge) => {
+                expect_next(session, exchange);
+                return judge(&self.gateway, session, exchange).await;
+            }
             Ok(Admission::Preflight) => (self.gateway.preflight(request)?, Bytes::new()),
             Err(rejection) => rejection.answer()?,
         };
@@ -179,6 +194,14 @@ impl ProxyHttp for McpProxy {
     }
 }
 
+/// Lets another request follow on the connection before this one is answered, unless the answer is a
+/// stream: nothing can follow one without an end, and while something waits to, Pingora does not
+/// see that the client leaves.
+fn expect_next(session: &mut Session, exchange: &Exchange) {
+    let is_stream = matches!(exchange.call(), Call::Get | Call::Listen);
+    session.set_pipelining_enabled(!is_stream);
+}
+
 /// Reads the body of a request that was admitted as [`Admission::Judge`], has it judged, and
 /// answers where it is refused. For `ProxyHttp::request_filter`, and as there, `true` says that the
 /// request is answered. Pingora sends the backend what was read here.
@@ -251,7 +274,7 @@ pub async fn respond(
 /// # Errors
 /// Pingora refuses the header; it does not, as it is a constant.
 pub fn hold(session: &mut Session, response: &mut ResponseHeader) -> Result<()> {
-    session.as_downstream_mut().set_ignore_info_resp(true);
+    session.set_ignore_info_resp(true);
     *response = ResponseHeader::build(StatusCode::EARLY_HINTS, None)?;
     Ok(())
 }

@@ -43,6 +43,10 @@ pub enum Rejection {
     MethodNotAllowed,
     /// The backend said a while ago that it has no GET stream.
     NoEventStream,
+    /// `Expect` asks for more than `100-continue`.
+    ExpectationFailed,
+    /// `Transfer-Encoding` is not `chunked` alone.
+    TransferCodingUnknown,
     /// The client did not send its request in time.
     RequestTimeout,
     /// The body is larger than what is judged, and the route has a policy.
@@ -217,6 +221,18 @@ impl Rejection {
                 "no-event-stream",
                 "No event stream",
                 "The MCP server sends messages only in answer to POST.",
+            ),
+            Self::ExpectationFailed => (
+                StatusCode::EXPECTATION_FAILED,
+                "expectation-failed",
+                "Unknown expectation",
+                "Of 'Expect', only '100-continue' is known here.",
+            ),
+            Self::TransferCodingUnknown => (
+                StatusCode::NOT_IMPLEMENTED,
+                "transfer-coding-unknown",
+                "Unknown transfer coding",
+                "Of 'Transfer-Encoding', only 'chunked' is known here.",
             ),
             Self::RequestTimeout => (
                 StatusCode::REQUEST_TIMEOUT,

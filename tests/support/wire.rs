@@ -64,6 +64,41 @@ impl Wire {
         }
     }
 
+    /// The next answer: its header, and its body, which must have a `Content-Length`.
+    pub async fn answer(&mut self) -> String {
+        let header = self.receive("\r\n\r\n").await;
+        let mut lines = header.lines();
+        let length = lines.find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            let is_length = name.eq_ignore_ascii_case("content-length");
+            is_length.then(|| value.parse::<usize>().unwrap())
+        });
+        let length = length.expect("a final answer of a known length");
+        while self.received.len() < length {
+            let read = within("the body", self.stream.read_buf(&mut self.received)).await;
+            assert_ne!(read.unwrap(), 0, "closed within the body of {header}");
+        }
+        let rest = self.received.split_off(length);
+        let body = std::mem::replace(&mut self.received, rest);
+        header + &String::from_utf8(body).unwrap()
+    }
+
+    /// Ends what this end sends, and goes on to receive.
+    pub async fn finish_sending(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
+    /// Waits until the other end closes, and panics where it sends anything before.
+    pub async fn closed_in_silence(mut self) {
+        let what = "the end of the connection";
+        let read = within(what, self.stream.read_buf(&mut self.received)).await;
+        let received = String::from_utf8_lossy(&self.received);
+        assert!(
+            matches!(read, Ok(0) | Err(_)) && received.is_empty(),
+            "{received}"
+        );
+    }
+
     /// Waits until the other end closes, whatever it sends before.
     pub async fn until_closed(mut self) {
         let what = "the end of the connection";
