@@ -20,11 +20,19 @@ criterion_group!(benches, gateway);
 criterion_main!(benches);
 
 fn gateway(criterion: &mut Criterion) {
-    let gateway = &new_gateway();
+    let gateway = &new_gateway("");
     let session = open_session(gateway);
     let bound = &request("POST", &[("mcp-session-id", &session)]);
     let unbound = &request("POST", &[]);
     let stateless = &request("POST", &[("mcp-protocol-version", "2026-07-28")]);
+    let stateless_call = &request(
+        "POST",
+        &[
+            ("mcp-protocol-version", "2026-07-28"),
+            ("mcp-method", "tools/call"),
+            ("mcp-name", "echo"),
+        ],
+    );
     let origin = ("origin", "http://localhost:6274");
     let from_page = &request("POST", &[("mcp-session-id", &session), origin]);
     let preflight = &request("OPTIONS", &[origin]);
@@ -51,6 +59,14 @@ fn gateway(criterion: &mut Criterion) {
     });
     measure(criterion, "to_client", received, |(exchange, answer)| {
         gateway.to_client(answer, exchange).unwrap();
+    });
+
+    // What a route with a policy adds to it.
+    let guarded = &new_gateway("tools: { deny: [delete] }");
+    let called = || admitted(guarded, stateless_call);
+    measure(criterion, "judge", called, |exchange| {
+        let judged = guarded.judge(stateless_call, Some(CALL), exchange);
+        judged.unwrap();
     });
 
     // All five in turn.
@@ -180,17 +196,22 @@ fn answer(session: Option<&str>) -> ResponseHeader {
     answer
 }
 
-fn new_gateway() -> Gateway {
-    let yaml = "
+/// A gateway of one route, which has `key`.
+fn new_gateway(key: &str) -> Gateway {
+    let yaml = format!(
+        "
 mcp:
-  listeners: [{ address: \"127.0.0.1:8080\" }]
+  listeners: [{{ address: \"127.0.0.1:8080\" }}]
   routes:
     - path: /mcp
-      backends: [{ name: local, url: \"http://127.0.0.1:3000/mcp\" }]
-";
-    let settings = Settings::parse("bench.yaml", yaml, HashMap::new()).unwrap();
+      backends: [{{ name: local, url: \"http://127.0.0.1:3000/mcp\" }}]
+      {key}
+"
+    );
+    let settings = Settings::parse("bench.yaml", &yaml, HashMap::new()).unwrap();
     server::gateway(settings.mcp)
 }
 
 const BACKEND_ID: &str = "2d5df1c5-a35d-40b2-82da-3102eae0d427";
+const CALL: &[u8] = br#"{"method":"tools/call","params":{"name":"echo","arguments":{"text":"hello, world"}},"jsonrpc":"2.0","id":2}"#;
 const CALLS: usize = 1000;
