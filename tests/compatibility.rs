@@ -45,11 +45,12 @@ async fn a_400_for_a_forgotten_session_becomes_the_404_that_clients_start_over_o
 
 #[tokio::test]
 async fn a_forgotten_session_is_recognised_in_a_body_that_comes_in_pieces() {
-    let (_proxy, mut backend, mut client, _) = bound(BAD_REQUEST).await;
+    let (proxy, mut backend, mut client, _) = bound(BAD_REQUEST).await;
     let (start, end) = EXPIRED.split_at(20);
     let length = EXPIRED.len();
     let header = format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {length}\r\n\r\n");
     backend.send(&format!("{header}{start}")).await;
+    has_read_it(&proxy).await;
     backend.send(end).await;
     let answer = client.receive(r#""id":null}"#).await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
@@ -68,13 +69,14 @@ async fn any_other_400_passes_byte_for_byte() {
         &"y".repeat(4096),
         &"z".repeat(4097),
     ] {
-        let (_proxy, mut backend, mut client, id) = bound(BAD_REQUEST).await;
+        let (proxy, mut backend, mut client, id) = bound(BAD_REQUEST).await;
         let length = body.len();
         let header = format!(
             "HTTP/1.1 400 No Good\r\nContent-Type: a/b\r\nX-Own: 1\r\nContent-Length: {length}\r\n\r\n"
         );
         let (start, end) = body.split_at(length / 2);
         backend.send(&format!("{header}{start}")).await;
+        has_read_it(&proxy).await;
         backend.send(end).await;
         let answer = client.receive(&format!("\r\n\r\n{body}")).await;
         let lower = answer.to_ascii_lowercase();
@@ -334,6 +336,14 @@ async fn bound(switch: &str) -> (Proxy, Wire, Wire, String) {
         .await;
     backend.receive("\r\n\r\n{}").await;
     (proxy, backend, client, id)
+}
+
+/// Waits until the proxy, which runs on this thread, has read what has been sent to it: it has
+/// answered somebody else meanwhile.
+async fn has_read_it(proxy: &Proxy) {
+    let client = reqwest::Client::new();
+    let preflight = client.request(Method::OPTIONS, proxy.url("/mcp"));
+    assert_eq!(preflight.send().await.unwrap().status(), 200);
 }
 
 async fn assert_session_not_found(answered: reqwest::Response) {
