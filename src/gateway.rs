@@ -98,13 +98,15 @@ impl Gateway {
             return Err(Rejection::HostForbidden);
         }
         has_one_meaning(request)?;
+        // Before the path is looked at: a page cannot read that it is wrong unless the preflight
+        // is right (Fetch, CORS protocol).
+        if request.method == Method::OPTIONS {
+            return Ok(Admission::Preflight);
+        }
         let Some(route) = rules.routes.find(request.uri.path()) else {
             return Err(Rejection::UnknownPath);
         };
         let route = exchange.route.insert(Arc::clone(route)).clone();
-        if request.method == Method::OPTIONS {
-            return Ok(Admission::Preflight);
-        }
         exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
         if is_discovery(request.uri.path()) {
             if exchange.call != Call::Get {
