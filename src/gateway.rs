@@ -14,7 +14,9 @@ use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
 use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
-use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
+use crate::mcp::header::{
+    EVENT_STREAM, MCP_METHOD, MCP_NAME, MCP_PROTOCOL_VERSION, MCP_SESSION_ID,
+};
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
 use crate::message::{Body, MalformedBody};
 use crate::rejection::Rejection;
@@ -232,7 +234,7 @@ impl Gateway {
         let Some(uri) = route.backend_uri(&request.uri, backend) else {
             return pingora_core::Error::e_explain(NO_ROUTE, "the path does not fit the backend");
         };
-        remove_ambiguous(request);
+        remove_lookalikes(request, backend);
         forwarded(request, &exchange.connection)?;
         if route.host == HostHeader::Backend {
             request.insert_header(header::HOST, backend.host().clone())?;
@@ -569,7 +571,12 @@ fn has_one_meaning(request: &RequestHeader) -> Result<(), Rejection> {
     // `2, 2` is one length to some and none to others (RFC 9110 8.6).
     let length = headers.get(header::CONTENT_LENGTH);
     let is_list = length.is_some_and(|length| length.as_bytes().contains(&b','));
-    let names = [header::CONTENT_LENGTH, MCP_PROTOCOL_VERSION, MCP_METHOD];
+    let names = [
+        header::CONTENT_LENGTH,
+        MCP_PROTOCOL_VERSION,
+        MCP_METHOD,
+        MCP_NAME,
+    ];
     if lacks_host || is_list || names.into_iter().any(is_there_twice) {
         return Err(Rejection::MalformedRequest);
     }
@@ -592,11 +599,14 @@ fn has_only(headers: &HeaderMap, name: HeaderName, value: &[u8]) -> bool {
         && values.next().is_none()
 }
 
-/// Removes headers with `_` in their names, as CGI and what is made like it take `Mcp_Name` for
-/// `Mcp-Name`: with one, a client could claim what it may not. nginx does the same.
-fn remove_ambiguous(request: &mut RequestHeader) {
-    let is_ambiguous = |name: &&HeaderName| name.as_str().contains('_');
-    while let Some(name) = request.headers.keys().find(is_ambiguous).cloned() {
+/// Removes what a CGI or WSGI backend, to which `_` in a name is `-` (RFC 3875 4.1.18), would take
+/// for a header that is set or decided by here. Any other name with `_` passes, as a parameter of
+/// a tool (`Mcp-Param-user_id`) may have one.
+fn remove_lookalikes(request: &mut RequestHeader, backend: &Backend) {
+    let is_lookalike = |name: &&HeaderName| {
+        name.as_str().contains('_') && backend.is_reserved(&name.as_str().replace('_', "-"))
+    };
+    while let Some(name) = request.headers.keys().find(is_lookalike).cloned() {
         request.remove_header(&name);
     }
 }

@@ -3,7 +3,45 @@
 
 mod support;
 
-use support::{Backend, Proxy, answer, raw};
+use support::{Backend, Proxy, answer, post, raw, route};
+
+// RFC 3875 4.1.18: CGI, and WSGI after it, read `_` in a name as `-`. What the proxy sets, or
+// decides by, must not come to such a backend from the client under another spelling.
+#[tokio::test]
+async fn a_name_that_cgi_reads_as_one_of_ours_stops_here() {
+    let backend = Backend::start(|_| answer(200, &[], "")).await;
+    let headers = "          headers: { X-Api-Key: ours }\n";
+    let proxy = Proxy::with(&(route(&[backend.address]) + headers));
+    let lookalikes = [
+        "Mcp_Session_Id",
+        "mcp_session-id",
+        "MCP_Protocol_Version",
+        "Mcp_Method",
+        "Mcp_Name",
+        "X_Forwarded_For",
+        "X-Forwarded_Host",
+        "X_Api_Key",
+        "Content_Length",
+        "Transfer_Encoding",
+    ];
+    let mut request = post(&proxy.url("/mcp"));
+    for name in lookalikes {
+        request = request.header(name, "1");
+    }
+    let others = ["x_unknown", "mcp-param-user_id", "_"];
+    for name in others {
+        request = request.header(name, "2");
+    }
+    request.send().await.unwrap();
+    let seen = backend.last();
+    for name in lookalikes {
+        assert_eq!(seen.header(name), None, "{name}");
+    }
+    for name in others {
+        assert_eq!(seen.header(name), Some("2"), "{name}");
+    }
+    assert_eq!(seen.header("x-api-key"), Some("ours"));
+}
 
 // Fetch, CORS protocol: a preflight carries neither id nor authorization, and a page reads no
 // answer whose preflight was not 2xx, not even the 404 of a wrong path.

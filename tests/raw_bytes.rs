@@ -622,21 +622,6 @@ async fn a_body_that_breaks_off_reaches_the_backend_as_one() {
     edge.serves_others().await;
 }
 
-#[tokio::test]
-async fn a_header_with_an_underscore_comes_from_the_configuration_only() {
-    let edge = Edge::with("          headers: { X_A: ours }\n").await;
-    let headers = "Content-Length: 2\r\nMcp_Session_Id: a\r\nX_Forwarded_For: 203.0.113.7\r\n\
-                   Content_Length: 9\r\nmcp_name: a\r\nX-Passes: 1\r\nX_A: theirs";
-    edge.accepts(&post(headers, "{}")).await;
-    let last = edge.backend.last();
-    let names = last.headers.keys().map(|name| name.as_str());
-    let underscored: Vec<_> = names.filter(|name| name.contains('_')).collect();
-    assert_eq!(underscored, ["x_a"]);
-    assert_eq!(last.header("x_a"), Some("ours"));
-    assert_eq!(last.header("x-forwarded-for"), Some("127.0.0.1"));
-    assert_eq!(last.header("x-passes"), Some("1"));
-}
-
 const BACKEND_ID: &str = "the-backends-own-id";
 
 /// What Pingora reads of a header before it gives up, in bytes.

@@ -86,6 +86,17 @@ impl Backend {
         &self.headers
     }
 
+    /// Whether a client has no say in the header `name`, in lower case: it frames the message, says
+    /// what the request is, or is configured.
+    pub(crate) fn is_reserved(&self, name: &str) -> bool {
+        RESERVED_HEADERS.contains(&name)
+            || STANDARD_HEADERS.contains(&name)
+            || self
+                .headers
+                .iter()
+                .any(|(configured, _)| configured == name)
+    }
+
     /// Where Pingora is to connect for `call`, and how long it may wait.
     pub fn peer(&self, call: Call) -> HttpPeer {
         let mut peer = self.peer.clone();
@@ -340,6 +351,9 @@ impl TryFrom<Text> for ConfiguredValue {
         Ok(Self(value))
     }
 }
+
+/// What requests are told apart by (MCP 2026-07-28, Standard Request Headers).
+const STANDARD_HEADERS: [&str; 3] = ["mcp-method", "mcp-name", "mcp-protocol-version"];
 
 /// What frames a message, names a session or says who asked: the proxy sets these itself.
 const RESERVED_HEADERS: [&str; 13] = [
