@@ -26,6 +26,7 @@ async fn options_is_answered_here_and_reaches_no_backend() {
     assert_eq!(backend.seen().len(), 0);
 }
 
+// MCP 2025-11-25, Transports, Session Management 1 and 2.
 #[tokio::test]
 async fn a_successful_answer_with_an_id_opens_a_session_under_an_id_of_our_own() {
     let (backend, proxy) = one_backend().await;
@@ -42,6 +43,7 @@ async fn a_successful_answer_with_an_id_opens_a_session_under_an_id_of_our_own()
     assert_eq!(backend.last().header("mcp-session-id"), Some(BACKEND_ID));
 }
 
+// Practice: Python servers put a throwaway id on a 400 and a 405, which TypeScript clients adopt.
 #[tokio::test]
 async fn an_id_on_an_answer_that_opens_no_session_is_removed() {
     for status in [400, 401, 405, 500] {
@@ -54,6 +56,7 @@ async fn an_id_on_an_answer_that_opens_no_session_is_removed() {
     }
 }
 
+// Practice: servers repeat the id on every answer, or do not.
 #[tokio::test]
 async fn every_answer_on_a_bound_request_carries_the_clients_id() {
     let backend = Backend::start(|request: Seen| {
@@ -111,6 +114,7 @@ async fn get_without_event_stream_in_accept_is_400() {
     assert_eq!(backend.seen().len(), 0);
 }
 
+// MCP 2025-11-25, Transports, Listening for Messages 1, Resumability and Redelivery 2.
 #[tokio::test]
 async fn get_with_an_id_reaches_the_bound_backend_with_last_event_id() {
     let (backend, proxy) = one_backend().await;
@@ -146,6 +150,7 @@ async fn delete_without_an_id_is_400() {
     assert_eq!(backend.seen().len(), 0);
 }
 
+// MCP 2025-11-25, Transports, Session Management 5.
 #[tokio::test]
 async fn delete_ends_the_session() {
     let (backend, proxy) = one_backend().await;
@@ -164,6 +169,7 @@ async fn delete_ends_the_session() {
     );
 }
 
+// MCP 2025-11-25, Transports, Session Management 5: a server may not let clients end sessions.
 #[tokio::test]
 async fn a_405_to_delete_keeps_the_session() {
     let backend = Backend::start(|request: Seen| {
@@ -182,6 +188,7 @@ async fn a_405_to_delete_keeps_the_session() {
     assert_eq!(ask(&proxy.url("/mcp"), &id).await.status(), 200);
 }
 
+// MCP 2025-11-25, Transports, Session Management 3 and 4: a 404 has the client start over.
 #[tokio::test]
 async fn a_backends_404_passes_and_ends_the_session() {
     let backend = Backend::start(|request: Seen| match request.header("mcp-session-id") {
@@ -233,6 +240,8 @@ async fn a_session_whose_backend_is_gone_from_the_configuration_is_unknown() {
     assert_eq!(ask(&before.url("/mcp"), &id).await.status(), 200);
 }
 
+// MCP 2025-11-25, Transports, Session Management 3. Practice: one client starts over only on the
+// JSON-RPC error that the SDKs' servers send.
 #[tokio::test]
 async fn an_unknown_or_malformed_id_is_404_that_clients_start_over_on() {
     let (backend, proxy) = one_backend().await;
@@ -284,6 +293,7 @@ async fn a_session_of_one_route_is_unknown_on_another() {
     assert_eq!(ask(&proxy.url("/one"), &id).await.status(), 200);
 }
 
+// MCP 2026-07-28, Streamable HTTP: no session; the standard request headers, sentinel included.
 #[tokio::test]
 async fn the_stateless_era_has_no_session() {
     let backend = Backend::with_session(BACKEND_ID).await;
@@ -303,6 +313,7 @@ async fn the_stateless_era_has_no_session() {
     assert_eq!(seen.header("mcp-name"), Some("=?base64?w6k=?="));
 }
 
+// MCP 2026-07-28, Streamable HTTP: 405 to both, and that is the server's to say.
 #[tokio::test]
 async fn stateless_get_and_delete_are_the_backends_to_answer() {
     let backend = Backend::start(|_| answer(405, &[("allow", "POST")], "")).await;

@@ -86,6 +86,8 @@ async fn hop_by_hop_headers_and_the_servers_name_stop_here_on_the_way_out() {
     assert_eq!(answered.text().await.unwrap(), "body");
 }
 
+// MCP 2026-07-28, Streamable HTTP, Request Headers: the values are compared with the body, and so
+// must arrive as they were sent. RFC 9110 5.1: what nobody knows is forwarded.
 #[tokio::test]
 async fn what_the_protocol_names_and_what_nobody_knows_passes_as_it_is() {
     let (backend, proxy) = one_backend("").await;
@@ -116,6 +118,7 @@ async fn what_the_protocol_names_and_what_nobody_knows_passes_as_it_is() {
     }
 }
 
+// MCP 2025-06-18, Transports, Protocol Version Header: none means 2025-03-26, or `initialize`.
 #[tokio::test]
 async fn no_version_is_invented() {
     let (backend, proxy) = one_backend("").await;
@@ -140,6 +143,7 @@ async fn configured_headers_are_added_to_every_request_and_win() {
     }
 }
 
+// MCP 2025-11-25, Transports, Sending Messages 2.
 #[tokio::test]
 async fn a_post_that_accepts_anything_accepts_what_mcp_servers_insist_on() {
     let (backend, proxy) = one_backend("").await;
@@ -158,6 +162,7 @@ async fn a_post_that_accepts_anything_accepts_what_mcp_servers_insist_on() {
     }
 }
 
+// Fetch, CORS protocol.
 #[tokio::test]
 async fn every_answer_to_an_allowed_page_can_be_read_by_it() {
     let (_backend, proxy) = one_backend("").await;
@@ -257,6 +262,8 @@ async fn any_origin_is_a_star_and_depends_on_nothing() {
     }
 }
 
+// Fetch, CORS protocol: `*` would not cover `Authorization`. Practice: a client of both eras whose
+// preflight lacks `mcp-method` or `mcp-name` falls back to the session era without a word.
 #[tokio::test]
 async fn a_preflight_allows_what_mcp_clients_send() {
     let (_backend, proxy) = one_backend("  cors: { max_age: 10m }\n").await;

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+// MCP 2025-11-25, Transports, Sending Messages 5 and Listening for Messages 3.
 #[tokio::test]
 async fn the_header_of_a_stream_arrives_before_its_first_event() {
     for method in METHODS {
@@ -64,6 +65,8 @@ async fn events_that_are_200_ms_apart_arrive_200_ms_apart() {
     }
 }
 
+// MCP 2025-11-25, Transports, Resumability and Redelivery 1: ids, priming events and `retry:` mean
+// something to the client (HTML, Server-sent events), and comments keep the connection.
 #[tokio::test]
 async fn events_arrive_byte_for_byte_however_the_backend_cuts_them() {
     for method in METHODS {
@@ -107,6 +110,7 @@ async fn a_stream_that_ends_with_its_connection_arrives_whole() {
     }
 }
 
+// MCP 2026-07-28, Streamable HTTP, Receiving Messages: `X-Accel-Buffering: no`.
 #[tokio::test]
 async fn a_stream_says_that_it_is_not_to_be_cached_changed_or_held_back() {
     for method in METHODS {
@@ -157,6 +161,8 @@ async fn nothing_is_compressed_for_a_client_that_would_take_it() {
     }
 }
 
+// MCP 2026-07-28, Cancellation: to close the stream is to cancel the request. In the session era it
+// is not, but the server is to know (MCP 2025-11-25, Transports, Sending Messages 6).
 #[tokio::test]
 async fn a_client_that_leaves_a_stream_ends_it_at_the_backend() {
     for method in METHODS {
@@ -225,6 +231,8 @@ async fn a_request_body_reaches_the_backend_while_the_client_sends_it() {
     }
 }
 
+// MCP 2025-11-25, Transports, Sending Messages 6: a server asks on the stream of a call, and the
+// client answers with a POST of the same session.
 #[tokio::test]
 async fn a_server_gets_the_answer_to_its_question_while_the_call_is_open() {
     let backends = [
@@ -267,6 +275,7 @@ async fn a_silent_get_stream_outlives_every_limit_of_a_post() {
     outlives_every_limit_of_a_post(|proxy| request(proxy, "GET")).await;
 }
 
+// MCP 2026-07-28, Subscriptions: the stream lives for as long as both sides want it.
 #[tokio::test]
 async fn a_silent_subscription_outlives_every_limit_of_a_post() {
     outlives_every_limit_of_a_post(|proxy| {
@@ -367,8 +376,12 @@ async fn exchange(
 }
 
 fn request(proxy: &Proxy, method: &str) -> reqwest::RequestBuilder {
-    if method == "POST" {
-        return post(&proxy.url("/mcp"));
+    if method != "GET" {
+        let post = post(&proxy.url("/mcp"));
+        let version = method.strip_prefix("POST of ").into_iter();
+        return version.fold(post, |post, version| {
+            post.header("mcp-protocol-version", version)
+        });
     }
     let get = reqwest::Client::new().get(proxy.url("/mcp"));
     get.header("accept", "text/event-stream")
@@ -420,7 +433,7 @@ async fn asking_backend(id: &'static str) -> Backend {
     .await
 }
 
-const METHODS: [&str; 2] = ["GET", "POST"];
+const METHODS: [&str; 3] = ["GET", "POST", "POST of 2026-07-28"];
 
 const DEATHS: [&str; 2] = ["closed", "reset"];
 

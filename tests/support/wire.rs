@@ -99,10 +99,16 @@ impl Wire {
         );
     }
 
-    /// Waits until the other end closes, whatever it sends before.
-    pub async fn until_closed(mut self) {
+    /// All that arrives until the other end closes.
+    pub async fn until_end(mut self) -> String {
         let what = "the end of the connection";
         while let Ok(1..) = within(what, self.stream.read_buf(&mut self.received)).await {}
+        String::from_utf8(self.received).unwrap()
+    }
+
+    /// Waits until the other end closes, whatever it sends before.
+    pub async fn until_closed(self) {
+        self.until_end().await;
     }
 
     /// Closes the connection in order: all that was sent arrives before its end.
