@@ -12,7 +12,7 @@ pub mod typescript;
 pub mod wire;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::IntoRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,17 +43,26 @@ impl Proxy {
 
     /// A proxy with `mcp`, the YAML below `mcp:` but for its listeners.
     pub fn with(mcp: &str) -> Self {
-        Self::start(mcp, server::gateway)
+        Self::listening_on(LOOPBACK, mcp)
+    }
+
+    /// A proxy as [`with`](Self::with), on another address, whose port the system chooses.
+    pub fn listening_on(address: SocketAddr, mcp: &str) -> Self {
+        Self::start(address, mcp, server::gateway)
     }
 
     /// A proxy as [`with`](Self::with), its sessions in `store`.
     pub fn with_store(mcp: &str, store: Arc<dyn SessionStore>) -> Self {
-        Self::start(mcp, |mcp| Gateway::new(mcp.into(), store))
+        Self::start(LOOPBACK, mcp, |mcp| Gateway::new(mcp.into(), store))
     }
 
-    fn start(mcp: &str, gateway: impl FnOnce(pingora_mcp::Config) -> Gateway) -> Self {
+    fn start(
+        address: SocketAddr,
+        mcp: &str,
+        gateway: impl FnOnce(pingora_mcp::Config) -> Gateway,
+    ) -> Self {
         // Bound here and handed over as in an upgrade: it takes connections from now on.
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = std::net::TcpListener::bind(address).unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap();
         let mut fds = Fds::new();
@@ -255,3 +264,5 @@ pub fn unused_address() -> SocketAddr {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     socket.local_addr().unwrap()
 }
+
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
