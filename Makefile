@@ -3,7 +3,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test bench audit tools-build tools-test
+.PHONY: help run check test mutations bench audit tools-build tools-test
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -22,6 +22,9 @@ check: tools-test ## The quick checks: format, dependencies, lints, docs
 
 test: check ## The quick checks, then all tests
 	cargo test --locked
+
+mutations: tools-build ## Break each rule of the proxy once, and see which test notices (a part of the tests)
+	cargo test --locked --test mutations -- --nocapture
 
 bench: tools-build ## The micro-benchmarks
 	cargo bench --locked

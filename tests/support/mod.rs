@@ -7,7 +7,10 @@
     reason = "each test file is a program of its own and uses a part of this"
 )]
 
+pub mod mutant;
+pub mod mutation;
 pub mod process;
+pub mod relay;
 pub mod typescript;
 pub mod wire;
 
@@ -28,6 +31,8 @@ use pingora_mcp::{Gateway, Settings, server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+
+use mutation::Mutation;
 
 /// A proxy that runs until it is dropped.
 pub struct Proxy {
@@ -69,15 +74,19 @@ impl Proxy {
         fds.add(address.to_string(), socket.into_raw_fd());
 
         let yaml = format!("version: 1\nmcp:\n  listeners:\n    - address: {address}\n{mcp}");
-        let settings = Settings::parse("test.yaml", &yaml, HashMap::new()).unwrap();
-        let listeners = settings.mcp.listeners.clone();
-        let gateway = gateway(settings.mcp);
-        let mut service = server::proxy_service(&Arc::new(settings.server), gateway, &listeners);
+        let settings = || Settings::parse("test.yaml", &yaml, HashMap::new()).unwrap();
+        let Settings { server, mcp, .. } = settings();
+        let listeners = mcp.listeners.clone();
+        let (server, gateway) = (Arc::new(server), gateway(mcp));
+        let mut service: Box<dyn Service> = match Mutation::from_environment() {
+            Some(mutation) => mutant::service(&server, gateway, settings().mcp, mutation),
+            None => Box::new(server::proxy_service(&server, gateway, &listeners)),
+        };
         let (running, shutdown) = watch::channel(false);
         let fds: ListenFds = Arc::new(fds.into());
         tokio::spawn(async move { service.start_service(Some(fds), shutdown, 1).await });
         Self {
-            address,
+            address: relay::in_front_of(address),
             _running: running,
         }
     }
@@ -209,9 +218,12 @@ pub async fn open_session(url: &str) -> String {
 }
 
 /// Waits for what comes soon if the proxy does its part, and panics where it does not come. The
-/// limit is generous: it only ends a test that would wait for ever.
+/// limit is generous: it only ends a test that would wait for ever, as many do under a mutation.
 pub async fn within<T>(what: &str, awaited: impl Future<Output = T>) -> T {
-    let limit = Duration::from_secs(30);
+    let limit = match Mutation::from_environment() {
+        Some(mutation) if mutation != Mutation::Nothing => Duration::from_secs(5),
+        _ => Duration::from_secs(30),
+    };
     let Ok(value) = tokio::time::timeout(limit, awaited).await else {
         panic!("it never came: {what}");
     };
