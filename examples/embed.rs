@@ -86,9 +86,8 @@ impl ProxyHttp for ApiKeyProxy {
         _: &mut Session,
         exchange: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
-        let call = exchange.call();
-        let backend = self.gateway.route(exchange)?;
-        Ok(Box::new(backend.peer(call)))
+        self.gateway.route(exchange)?;
+        Ok(Box::new(exchange.peer()?))
     }
 
     async fn upstream_request_filter(
@@ -99,6 +98,16 @@ impl ProxyHttp for ApiKeyProxy {
     ) -> Result<()> {
         request.remove_header("X-Api-Key");
         self.gateway.to_backend(request, exchange)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        Ok(self.gateway.body_from_client(body.as_ref(), exchange)?)
     }
 
     async fn upstream_response_filter(

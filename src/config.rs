@@ -18,6 +18,7 @@ use serde_saphyr::Error as YamlError;
 use crate::cors::CorsPolicy;
 use crate::drain::DrainSettings;
 use crate::host::HostPolicy;
+use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::route::RouteTable;
 use crate::rules::Rules;
 use crate::session::SessionSettings;
@@ -47,6 +48,12 @@ pub struct Config {
     /// How sessions are kept.
     #[serde(default)]
     pub sessions: SessionSettings,
+    /// How long clients may take.
+    #[serde(default)]
+    pub timeouts: ClientTimeouts,
+    /// How much clients may have.
+    #[serde(default)]
+    pub limits: ClientLimits,
     /// Which pages may use this server.
     #[serde(default)]
     pub cors: CorsPolicy,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use pingora_core::upstreams::peer::HttpPeer;
 
 use crate::backend::{Backend, BackendName, Lease};
 use crate::compatibility::HeldAnswer;
@@ -17,7 +18,8 @@ use crate::policy::Policy;
 use crate::rejection::Rejection;
 use crate::route::Route;
 use crate::rules::Rules;
-use crate::session::Binding;
+use crate::session::{Binding, ClientNetwork};
+use crate::streams::OpenStream;
 
 /// What is known of one request, from its header's arrival to its log line. Begin each request
 /// with a new one.
@@ -36,8 +38,11 @@ pub struct Exchange {
     pub(crate) is_judged: bool,
     /// How long a 405 to this request is remembered, where it is.
     pub(crate) get_405_memory: Option<Duration>,
+    pub(crate) stream: Option<OpenStream>,
     // Written by `admit` for a bound request, by `route` for any other.
     pub(crate) backend: Option<Lease>,
+    // Begun by `route`, counted by `body_from_client`.
+    pub(crate) body_length: u64,
     // Written by `another_backend`.
     pub(crate) unreachable: Vec<BackendName>,
     // Written by `from_backend`.
@@ -59,6 +64,13 @@ pub struct Connection {
     pub reach: Reach,
     /// Whether the client speaks TLS.
     pub tls: bool,
+}
+
+impl Connection {
+    /// Whose sessions those of the client are counted with.
+    pub(crate) fn network(&self) -> Option<ClientNetwork> {
+        self.client.map(ClientNetwork::from)
+    }
 }
 
 /// The session that a request belongs to.
@@ -104,6 +116,26 @@ impl Exchange {
     /// The backend that the request is at.
     pub fn backend(&self) -> Option<&Backend> {
         self.backend.as_deref()
+    }
+
+    /// Where Pingora is to connect for it, once a backend was chosen. A stream's connection can be
+    /// ended from here.
+    ///
+    /// # Errors
+    /// None was chosen.
+    pub fn peer(&self) -> Result<HttpPeer, Rejection> {
+        let backend = self.backend.as_ref().ok_or(Rejection::Internal)?;
+        let mut peer = backend.peer(self.call);
+        if let Some(stream) = &self.stream {
+            stream.ends.attach(&mut peer);
+        }
+        Ok(peer)
+    }
+
+    /// Whether the proxy has ended it, a stream that its age or the end of all has come to.
+    pub fn is_ended(&self) -> bool {
+        let stream = self.stream.as_ref();
+        stream.is_some_and(|stream| stream.ends.is_ended())
     }
 
     /// The backends that could not be connected to, in the order of the attempts.

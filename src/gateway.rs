@@ -14,6 +14,8 @@ use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
 use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
+use crate::limits::{ClientLimits, ClientTimeouts};
+use crate::load::Load;
 use crate::mcp::header::{
     EVENT_STREAM, MCP_METHOD, MCP_NAME, MCP_PROTOCOL_VERSION, MCP_SESSION_ID,
 };
@@ -38,6 +40,9 @@ use crate::session::{Binding, SessionStore, StoreError};
 pub struct Gateway {
     rules: ArcSwap<Rules>,
     store: Arc<dyn SessionStore>,
+    timeouts: ClientTimeouts,
+    limits: ClientLimits,
+    load: Load,
 }
 
 /// What is to be done with an admitted request.
@@ -59,6 +64,9 @@ impl Gateway {
         Self {
             rules: ArcSwap::from_pointee(rules),
             store,
+            timeouts: ClientTimeouts::default(),
+            limits: ClientLimits::default(),
+            load: Load::new(&ClientLimits::default()),
         }
     }
 
@@ -67,6 +75,31 @@ impl Gateway {
     pub fn replace(&self, mut rules: Rules) {
         rules.succeed(&self.rules.load());
         self.rules.store(Arc::new(rules));
+    }
+
+    /// Gives clients these limits in place of the default ones.
+    pub fn with_limits(self, timeouts: ClientTimeouts, limits: ClientLimits) -> Self {
+        Self {
+            timeouts,
+            limits,
+            load: Load::new(&limits),
+            ..self
+        }
+    }
+
+    /// How long a client may take.
+    pub fn timeouts(&self) -> &ClientTimeouts {
+        &self.timeouts
+    }
+
+    /// How much clients may have.
+    pub fn limits(&self) -> &ClientLimits {
+        &self.limits
+    }
+
+    /// How much they have now. Each clone shows the same.
+    pub fn load(&self) -> &Load {
+        &self.load
     }
 
     /// Looks at a request's header and finds its route, its era and its session.
@@ -100,6 +133,9 @@ impl Gateway {
             return Err(Rejection::HostForbidden);
         }
         has_one_meaning(request)?;
+        if self.is_header_too_large(&request.headers) {
+            return Err(Rejection::HeaderTooLarge);
+        }
         // Before the path is looked at: a page cannot read that it is wrong unless the preflight
         // is right (Fetch, CORS protocol).
         if request.method == Method::OPTIONS {
@@ -110,6 +146,9 @@ impl Gateway {
         };
         let route = exchange.route.insert(Arc::clone(route)).clone();
         exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
+        if is_longer(content_length(&request.headers), route.max_body) {
+            return Err(Rejection::BodyTooLarge);
+        }
         if is_discovery(request.uri.path()) {
             if exchange.call != Call::Get {
                 return Err(Rejection::MethodNotAllowed);
@@ -125,6 +164,11 @@ impl Gateway {
             }
             Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
             Era::Stateless => {}
+        }
+        if matches!(exchange.call, Call::Get | Call::Listen) {
+            let session = exchange.session.as_ref().map(|session| session.id);
+            let stream = self.load.streams.open(session, route.max_stream_age)?;
+            exchange.stream = Some(stream);
         }
         let Some(policy) = exchange.policy() else {
             return Ok(Admission::Forward);
@@ -147,6 +191,12 @@ impl Gateway {
         let Some(id) = ids.next() else {
             return match exchange.call {
                 Call::Delete => Err(Rejection::SessionIdMissing),
+                // What opens a session cannot be told from what does not, but by the answer. Where
+                // backends give sessions, a request without one is to open it.
+                Call::Post if route.opens_sessions() => {
+                    let room = self.store.check_room(exchange.connection.network());
+                    Ok(room.await?)
+                }
                 Call::Post | Call::Get | Call::Listen | Call::Discover => Ok(()),
             };
         };
@@ -159,9 +209,7 @@ impl Gateway {
             .map_err(|_| Rejection::StoreUnavailable)?
             .filter(|binding| binding.route == route.path)
             .ok_or(Rejection::UnknownSession)?;
-        let Some(backend) = route.pool.get(&binding.backend) else {
-            return Err(Rejection::UnknownSession);
-        };
+        let backend = route.pool.get(&binding.backend)?;
         exchange.session = Some(BoundSession { id, binding });
         exchange.backend = Some(backend);
         Ok(())
@@ -194,10 +242,14 @@ impl Gateway {
         let (Some(route), false) = (&exchange.route, is_unjudged) else {
             return Err(exchange.refuse(Rejection::Internal));
         };
-        let chosen = exchange.backend.take();
-        match chosen.or_else(|| route.pool.pick(&exchange.unreachable)) {
-            Some(backend) => Ok(exchange.backend.insert(backend)),
-            None => Err(exchange.refuse(Rejection::NoBackend)),
+        let chosen = match exchange.backend.take() {
+            Some(backend) => Ok(backend),
+            None => route.pool.pick(&exchange.unreachable),
+        };
+        exchange.body_length = 0;
+        match chosen {
+            Ok(backend) => Ok(exchange.backend.insert(backend)),
+            Err(rejection) => Err(exchange.refuse(rejection)),
         }
     }
 
@@ -258,6 +310,23 @@ impl Gateway {
         }
         for (name, value) in backend.headers() {
             request.insert_header(name.clone(), value.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Takes the next part of the body of a client's request, which passes as it is.
+    ///
+    /// # Errors
+    /// The refusal to answer with: with this part, it is longer than the route takes.
+    pub fn body_from_client(
+        &self,
+        body: Option<&Bytes>,
+        exchange: &mut Exchange,
+    ) -> Result<(), Rejection> {
+        exchange.body_length += body.map_or(0, |part| part.len() as u64);
+        let most = exchange.route.as_ref().and_then(|route| route.max_body);
+        if is_longer(Some(exchange.body_length), most) {
+            return Err(exchange.refuse(Rejection::BodyTooLarge));
         }
         Ok(())
     }
@@ -415,9 +484,21 @@ impl Gateway {
             backend: backend.name().clone(),
             session,
         };
-        let inserted = self.store.insert(id, binding).await;
-        inserted.map_err(|_| Rejection::StoreUnavailable)?;
+        route.note_session();
+        let client = exchange.connection.network();
+        self.store.open(id, binding, client).await?;
         Ok(SessionOutcome::Opened(id))
+    }
+
+    fn is_header_too_large(&self, headers: &HeaderMap) -> bool {
+        // What separates a name from its value, and ends the line.
+        const AROUND: usize = ": \r\n".len();
+        let lines = headers.iter();
+        let size: usize = lines
+            .map(|(name, value)| name.as_str().len() + value.len() + AROUND)
+            .sum();
+        headers.len() as u64 > self.limits.max_headers.0
+            || size as u64 > self.limits.max_header_size.0
     }
 
     /// Completes an answer for the client, whoever gave it.
@@ -471,6 +552,16 @@ fn judge_body(
     }
     let policy = exchange.policy().ok_or(Rejection::Internal)?;
     policy.judge(&body, exchange.era, &request.headers)
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
+
+fn is_longer(length: Option<u64>, most: Option<u64>) -> bool {
+    let most = most.unwrap_or(u64::MAX);
+    length.is_some_and(|length| length > most)
 }
 
 fn opens_session(response: &ResponseHeader, exchange: &Exchange) -> bool {

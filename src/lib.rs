@@ -35,12 +35,15 @@
 pub mod backend;
 pub mod compatibility;
 pub mod config;
+pub mod connections;
 pub mod cors;
 pub mod discovery;
 pub mod drain;
 pub mod exchange;
 pub mod gateway;
 pub mod host;
+pub mod limits;
+pub mod load;
 pub mod mcp;
 pub mod message;
 pub mod policy;
@@ -52,10 +55,12 @@ pub mod rules;
 pub mod server;
 pub mod session;
 pub mod setting;
+pub mod streams;
 
 pub use config::{Config, ConfigError, Settings};
 pub use exchange::{Connection, Exchange, SessionOutcome};
 pub use gateway::{Admission, Gateway};
+pub use load::Load;
 pub use proxy::McpProxy;
 pub use rejection::Rejection;
 pub use rules::Rules;

@@ -14,6 +14,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use crate::connections::header_arrived;
 use crate::exchange::{Connection, Exchange};
 use crate::gateway::{Admission, Gateway};
 use crate::host::Reach;
@@ -50,9 +51,12 @@ impl ProxyHttp for McpProxy {
     fn init_downstream_modules(&self, _: &mut pingora_core::modules::http::HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
-        // Pingora sets none of these. A connection that the client wants closed stays so.
+        header_arrived(session.as_downstream());
+        let timeouts = self.gateway.timeouts();
+        // A connection that the client wants closed stays so.
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(CLIENT_IDLE_SECONDS));
+            let seconds = timeouts.keep_alive.0.as_secs_f64().ceil();
+            session.set_keepalive(Some(seconds as u64));
         }
         if session.req_header().version == Version::HTTP_10 {
             // Such a client knows neither interim answers nor what asks for one (RFC 9110 10.1.1,
@@ -62,8 +66,9 @@ impl ProxyHttp for McpProxy {
         }
         // Otherwise Pingora drops requests that come before the answer to the one before.
         session.set_pipelining_enabled(true);
-        session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
-        session.set_total_drain_timeout(Some(CLIENT_DRAIN_TIMEOUT));
+        session.set_read_timeout(timeouts.body.0);
+        session.set_write_timeout(Some(timeouts.write.0));
+        session.set_total_drain_timeout(Some(timeouts.drain.0));
         Ok(())
     }
 
@@ -91,9 +96,8 @@ impl ProxyHttp for McpProxy {
         _: &mut Session,
         exchange: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
-        let call = exchange.call();
-        let backend = self.gateway.route(exchange)?;
-        Ok(Box::new(backend.peer(call)))
+        self.gateway.route(exchange)?;
+        Ok(Box::new(exchange.peer()?))
     }
 
     fn fail_to_connect(
@@ -122,6 +126,16 @@ impl ProxyHttp for McpProxy {
         exchange: &mut Exchange,
     ) -> Result<()> {
         self.gateway.to_backend(request, exchange)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        Ok(self.gateway.body_from_client(body.as_ref(), exchange)?)
     }
 
     async fn upstream_response_filter(
@@ -295,15 +309,24 @@ pub async fn answer_failure(
     let is_answered = session
         .response_written()
         .is_some_and(|header| !header.status.is_informational());
+    if is_answered && exchange.is_ended() {
+        // The backend's part ended here, in mid-body; the client's ends in order.
+        if let Err(error) = session.as_downstream_mut().finish_body().await {
+            log::debug!("stream not ended in order: {error}");
+        }
+    }
     if is_client_gone(error) || is_answered {
         return failed(0);
     }
     let answer = if *error.etype() == HELD {
         gateway.held_answer(exchange).await
     } else {
-        let refused = exchange.rejection();
-        let rejection = exchange.refuse(refused.unwrap_or_else(|| Rejection::of(error)));
-        rejection.answer()
+        let rejection = match exchange.rejection() {
+            Some(refused) => refused,
+            None if exchange.is_ended() => Rejection::NoBackend,
+            None => Rejection::of(error),
+        };
+        exchange.refuse(rejection).answer()
     };
     // Pingora closes the connection after an error; the client is told so.
     session.set_keepalive(None);
@@ -329,9 +352,11 @@ pub async fn answer_failure(
     failed(status)
 }
 
-/// A client that leaves is no failure; a refusal and an answer that is held back were decided on.
+/// A client that leaves is no failure; a refusal, an end and an answer that is held back were decided
+/// on.
 fn log_failure(error: &Error, exchange: &Exchange) {
-    if *error.esource() == ErrorSource::Downstream || [REFUSED, HELD].contains(error.etype()) {
+    let is_intended = [REFUSED, HELD].contains(error.etype()) || exchange.is_ended();
+    if *error.esource() == ErrorSource::Downstream || is_intended {
         return;
     }
     let failure = Rejection::of(error).name();
@@ -370,15 +395,5 @@ fn is_client_gone(error: &Error) -> bool {
 /// The type of the error that ends the exchange with a backend whose answer is held back.
 pub const HELD: ErrorType = ErrorType::Custom("AnswerHeld");
 
-/// How long an idle connection of a client is kept, in seconds.
-const CLIENT_IDLE_SECONDS: u64 = 75;
-
 /// How long a message that is judged may take to arrive.
 const CLIENT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long a client may take no byte of an answer. While a write is blocked, its leaving is not
-/// noticed.
-const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long the rest of a refused request's body is read, to keep the connection.
-const CLIENT_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -53,6 +53,16 @@ pub enum Rejection {
     MessageTooLarge,
     /// The body is not said to be JSON in UTF-8, or is compressed, and the route has a policy.
     MessageNotJson,
+    /// The request's body is longer than the route takes.
+    BodyTooLarge,
+    /// The session has as many streams open as it may.
+    SessionStreams,
+    /// The client's address has as many sessions as it may.
+    ClientSessions,
+    /// The client's address opens sessions faster than it may.
+    ClientSessionRate,
+    /// The request has more headers than are taken, or longer ones.
+    HeaderTooLarge,
     /// This proxy failed.
     Internal,
     /// The backend cannot be connected to, or broke off before it answered.
@@ -61,6 +71,14 @@ pub enum Rejection {
     BackendAnswerInvalid,
     /// No backend can take the request now.
     NoBackend,
+    /// The backend, or each that might take the request, has as many requests as it may.
+    BackendFull,
+    /// There are as many connections as there may be.
+    ConnectionsFull,
+    /// There are as many open streams as there may be.
+    StreamsFull,
+    /// There are as many sessions as there may be.
+    SessionsFull,
     /// The session store does not answer: whether the session lives is not known.
     StoreUnavailable,
     /// The backend did not answer in time.
@@ -113,8 +131,8 @@ impl Rejection {
             };
             answer.insert_header(header::ALLOW, HeaderValue::from_static(allowed))?;
         }
-        if entry.status == StatusCode::SERVICE_UNAVAILABLE {
-            answer.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
+        if let Some(seconds) = self.retry_after() {
+            answer.insert_header(header::RETRY_AFTER, HeaderValue::from_static(seconds))?;
         }
         Ok((answer, body))
     }
@@ -133,6 +151,19 @@ impl Rejection {
                 _ => Self::BackendUnreachable,
             },
         }
+    }
+
+    /// After how many seconds the same request may be answered.
+    fn retry_after(self) -> Option<&'static str> {
+        if matches!(self, Self::ClientSessions | Self::SessionsFull) {
+            // Sessions end one by one, in their own time.
+            return Some("60");
+        }
+        let is_passing = matches!(
+            self.status(),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        );
+        is_passing.then_some("1")
     }
 
     fn entry(self) -> Entry {
@@ -253,6 +284,37 @@ impl Rejection {
                 "The message is checked first. Send it as 'application/json' in UTF-8, without \
                  'Content-Encoding'.",
             ),
+            Self::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body-too-large",
+                "Request body too large",
+                "The request's body is longer than this server takes. Send less at a time. Its \
+                 operator can raise 'max_body' of the route.",
+            ),
+            Self::SessionStreams => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "session-streams",
+                "Too many streams",
+                "The session has as many streams open as it may. Close one first.",
+            ),
+            Self::ClientSessions => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "client-sessions",
+                "Too many sessions",
+                "Your address has as many sessions as it may. End those that are not needed.",
+            ),
+            Self::ClientSessionRate => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "client-session-rate",
+                "Too many new sessions",
+                "Your address opens sessions too fast. Try again later.",
+            ),
+            Self::HeaderTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "header-too-large",
+                "Request header too large",
+                "The request has more headers than this server takes, or longer ones. Send fewer.",
+            ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
@@ -276,6 +338,30 @@ impl Rejection {
                 "no-backend",
                 "No MCP server available",
                 "No MCP server can take the request now. Try again later.",
+            ),
+            Self::BackendFull => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "backend-full",
+                "MCP server busy",
+                "The MCP server has as many requests as it may. Try again later.",
+            ),
+            Self::ConnectionsFull => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "connections-full",
+                "Too many connections",
+                "This server has as many connections as it may. Try again later.",
+            ),
+            Self::StreamsFull => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "streams-full",
+                "Too many streams",
+                "This server has as many streams open as it may. Try again later.",
+            ),
+            Self::SessionsFull => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "sessions-full",
+                "Too many sessions",
+                "This server has as many sessions as it may. Try again later.",
             ),
             Self::StoreUnavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use http::Uri;
 use http::uri::PathAndQuery;
@@ -12,7 +14,7 @@ use crate::backend::{Backend, BackendSection, Pool, Timeouts};
 use crate::compatibility::Compatibility;
 use crate::discovery::{PublicUrl, WellKnown};
 use crate::policy::{MethodPolicy, Policy, ToolPolicy};
-use crate::setting::{Entries, Entry, Text, parse};
+use crate::setting::{Entries, Entry, Most, MostBytes, Text, parse};
 
 /// One MCP endpoint: a path that clients use, and the backends that serve it.
 #[derive(Debug)]
@@ -29,6 +31,12 @@ pub struct Route {
     pub policy: Option<Policy>,
     /// What its backends are made up for.
     pub compatibility: Compatibility,
+    /// How long a GET stream or a subscription may live.
+    pub max_stream_age: Option<Duration>,
+    /// The longest body of a request, in bytes.
+    pub max_body: Option<u64>,
+    /// Whether a session has been opened here.
+    opens_sessions: AtomicBool,
 }
 
 /// `host` of a route: what backends get as `Host`.
@@ -113,6 +121,16 @@ impl fmt::Display for RoutePath {
 }
 
 impl Route {
+    /// Whether its backends give sessions, as far as is known: one has been opened here.
+    pub fn opens_sessions(&self) -> bool {
+        self.opens_sessions.load(Ordering::Relaxed)
+    }
+
+    /// Notes that its backends give sessions.
+    pub(crate) fn note_session(&self) {
+        self.opens_sessions.store(true, Ordering::Relaxed);
+    }
+
     /// The URI of `uri` at `backend`: the backend's path in place of the route's, also where it
     /// follows a discovery path. `None` where the client's path is not this route's, or is too
     /// long.
@@ -174,6 +192,7 @@ impl RouteTable {
             let same = former.0.iter().find(|former| former.path == route.path);
             if let (Some(route), Some(former)) = (Arc::get_mut(route), same) {
                 route.pool.succeed(&former.pool);
+                route.opens_sessions = AtomicBool::new(former.opens_sessions());
             }
         }
     }
@@ -219,6 +238,30 @@ struct RouteSection {
     /// What the servers are made up for.
     #[serde(default)]
     compatibility: Compatibility,
+    /// How much of it there may be.
+    #[serde(default)]
+    limits: RouteLimits,
+}
+
+/// `limits` of a route in the configuration file.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RouteLimits {
+    /// The longest body of a request.
+    max_body: MostBytes,
+    /// The most requests at a time at each backend, open streams included.
+    max_requests_per_backend: Most,
+}
+
+impl Default for RouteLimits {
+    /// Half as many requests as there may be connections, so that one backend that hangs does not
+    /// take them all.
+    fn default() -> Self {
+        Self {
+            max_body: MostBytes(Some(4 * 1024 * 1024)),
+            max_requests_per_backend: Most(Some(4_000)),
+        }
+    }
 }
 
 impl Entry for RouteSection {
@@ -232,8 +275,10 @@ impl Entry for RouteSection {
 impl From<RouteSection> for Route {
     fn from(section: RouteSection) -> Self {
         let Entries(backends) = section.backends;
+        let (timeouts, limits) = (section.timeouts, section.limits);
         let backends = backends.into_iter();
-        let backends = backends.map(|backend| Backend::new(backend, &section.timeouts));
+        let backends = backends
+            .map(|backend| Backend::new(backend, &timeouts, limits.max_requests_per_backend));
         Self {
             path: section.path,
             pool: Pool::new(backends.collect()),
@@ -241,6 +286,9 @@ impl From<RouteSection> for Route {
             public_url: section.public_url,
             policy: Policy::new(section.methods, section.tools),
             compatibility: section.compatibility,
+            max_stream_age: timeouts.max_stream_age.0,
+            max_body: limits.max_body.0,
+            opens_sessions: AtomicBool::new(false),
         }
     }
 }

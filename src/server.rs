@@ -3,7 +3,9 @@
 use std::net::TcpListener;
 use std::sync::Arc;
 
+use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
+use pingora_core::protocols::http::v2::server::default_h2_options;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
@@ -12,11 +14,14 @@ use pingora_proxy::{HttpProxy, http_proxy};
 
 use crate::backend::tcp_keepalive;
 use crate::config::{Config, Listeners, Settings};
+use crate::connections::Connections;
 use crate::drain::{Drain, Drained, Signals};
 use crate::gateway::Gateway;
+use crate::limits::ClientLimits;
 use crate::proxy::McpProxy;
 use crate::reload::{Fixed, Reload};
 use crate::session::MemoryStore;
+use crate::setting::Most;
 
 /// Runs the proxy until a signal ends it. `options` are Pingora's own; the configuration file that
 /// they name is the one that `settings` have been read from, and is read again on SIGHUP.
@@ -24,7 +29,7 @@ use crate::session::MemoryStore;
 /// # Errors
 /// An address cannot be listened on.
 pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
-    let Settings { server, mcp } = settings;
+    let Settings { server, mut mcp } = settings;
     let file = options.conf.take();
     if !options.upgrade {
         check_addresses(&mcp.listeners)?;
@@ -34,6 +39,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
     log::info!("{}", summary(&mcp));
+    fit_connections(&mut mcp.limits, &pingora.configuration);
     let listeners = mcp.listeners.clone();
     let gateway = Arc::new(gateway(mcp));
     if let Some(file) = file {
@@ -42,7 +48,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
     }
     let upgrade_sock = pingora.configuration.upgrade_sock.clone();
     let drain = Arc::new(Drain::new(settings, upgrade_sock));
-    let proxy = http_proxy(&pingora.configuration, McpProxy::new(gateway));
+    let proxy = application(&pingora.configuration, gateway);
     let mut service = Drained::new(SERVICE, proxy, Arc::clone(&drain));
     listen(service.service(), &listeners);
     pingora.add_service(service);
@@ -55,7 +61,8 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
 /// The gateway that `config` describes, with its sessions in memory.
 pub fn gateway(config: Config) -> Gateway {
     let store = Arc::new(MemoryStore::new(config.sessions));
-    Gateway::new(config.into(), store)
+    let (timeouts, limits) = (config.timeouts, config.limits);
+    Gateway::new(config.into(), store).with_limits(timeouts, limits)
 }
 
 /// The proxy as a service on `listeners`, to host in a Pingora server of your own.
@@ -63,11 +70,25 @@ pub fn proxy_service(
     conf: &Arc<ServerConf>,
     gateway: impl Into<Arc<Gateway>>,
     listeners: &Listeners,
-) -> Service<HttpProxy<McpProxy>> {
-    let proxy = http_proxy(conf, McpProxy::new(gateway));
-    let mut service = Service::new(SERVICE.to_owned(), proxy);
+) -> Service<Connections<HttpProxy<McpProxy>>> {
+    let mut service = Service::new(SERVICE.to_owned(), application(conf, gateway.into()));
     listen(&mut service, listeners);
     service
+}
+
+/// The proxy behind the bounds of its clients' connections.
+fn application(conf: &Arc<ServerConf>, gateway: Arc<Gateway>) -> Connections<HttpProxy<McpProxy>> {
+    let (timeouts, limits) = (*gateway.timeouts(), *gateway.limits());
+    let load = gateway.load().clone();
+    let mut proxy = http_proxy(conf, McpProxy::new(gateway));
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(timeouts.keep_alive.0);
+    proxy.server_options = Some(options);
+    // Pingora's own bounds, which a new set of options would be without.
+    let mut http_2 = default_h2_options();
+    http_2.max_header_list_size(limits.max_header_size.0.try_into().unwrap_or(u32::MAX));
+    proxy.h2_options = Some(http_2);
+    Connections::new(proxy, load, timeouts, &limits)
 }
 
 fn listen<A>(service: &mut Service<A>, listeners: &Listeners) {
@@ -94,6 +115,29 @@ fn check_addresses(listeners: &Listeners) -> Result<(), ListenError> {
     held.map(drop)
 }
 
+/// Has the system give as many descriptors as it may, and takes no more connections than it gives
+/// for: each has one, and its request another one to the backend.
+fn fit_connections(limits: &mut ClientLimits, conf: &ServerConf) {
+    let given = match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(given) => usize::try_from(given).unwrap_or(usize::MAX),
+        Err(error) => return log::warn!("the number of descriptors is not known: {error}"),
+    };
+    let pooled = conf
+        .upstream_keepalive_pool_size
+        .saturating_mul(conf.threads);
+    let free = given.saturating_sub(OTHER_DESCRIPTORS);
+    let fitting = free.saturating_sub(pooled) / 2;
+    match limits.max_connections {
+        Most(Some(most)) if most <= fitting => {}
+        Most(wanted) => {
+            if wanted.is_some() {
+                log::warn!("max_connections is {fitting}: {given} descriptors allow no more");
+            }
+            limits.max_connections = Most(Some(fitting.max(1)));
+        }
+    }
+}
+
 /// What is listened on and what goes where, in one line.
 fn summary(config: &Config) -> String {
     let mut summary = String::from("listening on");
@@ -111,3 +155,6 @@ fn summary(config: &Config) -> String {
 
 /// The name of the service, in Pingora's log and of its threads.
 const SERVICE: &str = "mcp";
+
+/// Descriptors of the process for other things: listeners, the log, connections being refused.
+const OTHER_DESCRIPTORS: usize = 200;

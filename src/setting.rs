@@ -7,6 +7,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::de::{self, DeserializeSeed, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use url::Url;
@@ -64,6 +65,54 @@ impl<'de> Deserialize<'de> for Count {
         match u64::deserialize(deserializer)? {
             0 => Err(refuse("zero: expected a whole number above zero")),
             count => Ok(Self(count)),
+        }
+    }
+}
+
+/// The most there may be of something: a [`Count`], or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most(pub Option<usize>);
+
+impl<'de> Deserialize<'de> for Most {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text::deserialize(deserializer)?;
+        match text.0.parse() {
+            Ok(0) => Err(refuse(
+                "zero: expected a whole number above zero, or 'none'",
+            )),
+            Ok(count) => Ok(Self(Some(count))),
+            Err(_) if text.0 == "none" => Ok(Self(None)),
+            Err(_) => Err(refuse(
+                "not a whole number: expected one above zero, or 'none'",
+            )),
+        }
+    }
+}
+
+/// A number of bytes above zero, with its unit: `512B`, `64KiB`, `4MiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text::deserialize(deserializer)?;
+        size(&text.0).map_err(refuse)
+    }
+}
+
+/// The most bytes that something may have: a [`Size`], or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MostBytes(pub Option<u64>);
+
+impl<'de> Deserialize<'de> for MostBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text::deserialize(deserializer)?;
+        if text.0 == "none" {
+            return Ok(Self(None));
+        }
+        match size(&text.0) {
+            Ok(Size(bytes)) => Ok(Self(Some(bytes))),
+            Err(problem) => Err(refuse(&format!("{problem}, or 'none'"))),
         }
     }
 }
@@ -157,6 +206,18 @@ fn period(text: &str) -> Result<Period, &'static str> {
         Ok(duration) if duration > LONGEST => Err("too long: expected at most 100y"),
         Ok(duration) => Ok(Period(duration)),
         Err(_) => Err("not a duration: expected a number with its unit, such as 500ms, 30s or 24h"),
+    }
+}
+
+fn size(text: &str) -> Result<Size, &'static str> {
+    const EXPECTED: &str = "not a size: expected a number with its unit, such as 64KiB or 4MiB";
+    if !text.ends_with(['b', 'B']) {
+        return Err(EXPECTED);
+    }
+    match text.parse() {
+        Ok(ByteSize(0)) => Err("zero: expected a size above zero, such as 64KiB"),
+        Ok(ByteSize(bytes)) => Ok(Size(bytes)),
+        Err(_) => Err(EXPECTED),
     }
 }
 

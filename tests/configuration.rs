@@ -138,10 +138,12 @@ fn each_key_of_edge_yaml_changes_something() {
             ("allow" | "deny", _) => "[ping]",
             ("origins", _) => "[]",
             ("expired_session_status", _) => "400",
+            ("evict", _) => "oldest",
             (_, "true") => "false",
             (_, "false") => "true",
             (_, "none") => "1s",
             (_, duration) if duration.ends_with(['s', 'h', 'd']) => "77s",
+            (_, size) if size.ends_with('B') => "77KiB",
             (_, number) if number.parse::<u64>().is_ok() => "77",
             _ => "other",
         };
@@ -280,10 +282,16 @@ fn known_keys() -> BTreeSet<String> {
             "mcp: {routes: [{timeouts: {probe: 1}}]}",
         ),
         (
+            "mcp.routes[].limits",
+            "mcp: {routes: [{limits: {probe: 1}}]}",
+        ),
+        (
             "mcp.routes[].compatibility",
             "mcp: {routes: [{compatibility: {probe: 1}}]}",
         ),
         ("mcp.sessions", "mcp: {sessions: {probe: 1}}"),
+        ("mcp.timeouts", "mcp: {timeouts: {probe: 1}}"),
+        ("mcp.limits", "mcp: {limits: {probe: 1}}"),
         ("mcp.cors", "mcp: {cors: {probe: 1}}"),
         ("mcp.drain", "mcp: {drain: {probe: 1}}"),
     ];

@@ -116,7 +116,8 @@ async fn counting_backend(name: &'static str) -> Backend {
 #[tokio::test(flavor = "multi_thread")]
 #[cfg_attr(not(target_os = "linux"), ignore = "memory is read from /proc")]
 async fn memory_does_not_follow_a_request_body() {
-    let proxy = ProxyProcess::start(&route(&[vast_backend().await])).await;
+    let endless = "      limits: { max_body: none }\n";
+    let proxy = ProxyProcess::start(&(route(&[vast_backend().await]) + endless)).await;
     warm_up(&proxy).await;
     let before = proxy.peak_resident();
     let upload = post(&proxy.url("/mcp/upload")).body(reqwest::Body::wrap_stream(zeros(BODY)));

@@ -1,12 +1,15 @@
 //! What every session store must do: random operations on it and on a plain map agree.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
-use pingora_mcp::session::{Binding, MemoryStore, SessionSettings, SessionStore};
+use pingora_mcp::session::{
+    Binding, ClientNetwork, MemoryStore, OpenError, SessionSettings, SessionStore,
+};
 use proptest::prelude::*;
 
 proptest! {
@@ -19,11 +22,11 @@ proptest! {
 }
 
 #[tokio::test]
-async fn capacity_is_a_hard_bound_and_the_newest_stays() {
-    let store = MemoryStore::new(with_yaml("{ capacity: 100 }"));
+async fn capacity_is_a_hard_bound_and_the_newest_stays_where_the_oldest_goes() {
+    let store = MemoryStore::new(with_yaml("{ capacity: 100, evict: oldest }"));
     for position in 0..1_000 {
         let id = ClientSessionId::mint();
-        store.insert(id, binding(position)).await.unwrap();
+        store.open(id, binding(position), None).await.unwrap();
         assert!(store.len() <= 100);
         assert_eq!(store.find(id).await.unwrap(), Some(binding(position)));
     }
@@ -31,19 +34,106 @@ async fn capacity_is_a_hard_bound_and_the_newest_stays() {
 
 #[tokio::test]
 async fn what_is_used_stays_when_others_go() {
-    let store = MemoryStore::new(with_yaml("{ capacity: 100 }"));
+    let store = MemoryStore::new(with_yaml("{ capacity: 100, evict: oldest }"));
     let used = ClientSessionId::mint();
-    store.insert(used, binding(0)).await.unwrap();
+    store.open(used, binding(0), None).await.unwrap();
     for position in 1..1_000 {
-        store
-            .insert(ClientSessionId::mint(), binding(position))
-            .await
-            .unwrap();
+        let id = ClientSessionId::mint();
+        store.open(id, binding(position), None).await.unwrap();
         assert!(
             store.find(used).await.unwrap().is_some(),
             "gone after {position}"
         );
     }
+}
+
+#[tokio::test]
+async fn at_capacity_a_new_session_is_refused_until_one_is_removed() {
+    let store = MemoryStore::new(with_yaml("{ capacity: 100 }"));
+    let mut ids = Vec::new();
+    for position in 0..100 {
+        let id = ClientSessionId::mint();
+        store.open(id, binding(position), None).await.unwrap();
+        ids.push(id);
+    }
+    assert_eq!(open(&store, None).await, Err(OpenError::Full));
+    assert_eq!(store.check_room(None).await, Err(OpenError::Full));
+    // What is there may be bound anew.
+    store.insert(ids[0], binding(100)).await.unwrap();
+    assert_eq!(store.len(), 100);
+    for (position, id) in ids.iter().enumerate().skip(1) {
+        assert_eq!(store.find(*id).await.unwrap(), Some(binding(position)));
+    }
+    store.remove(ids[0]).await.unwrap();
+    assert_eq!(store.check_room(None).await, Ok(()));
+    assert_eq!(open(&store, None).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_session_that_expired_makes_room_for_another() {
+    let store = MemoryStore::new(with_yaml(
+        "{ capacity: 1, max_per_client: 1, idle_timeout: 50ms }",
+    ));
+    let client = Some(client([192, 0, 2, 1]));
+    assert_eq!(open(&store, client).await, Ok(()));
+    let opened = Instant::now();
+    while store.check_room(client).await.is_err() {
+        assert!(opened.elapsed() < Duration::from_secs(10), "it lives on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(open(&store, client).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_client_has_its_own_bound_and_leaves_that_of_others_alone() {
+    for evict in ["none", "oldest"] {
+        let yaml = format!("{{ capacity: 5, evict: {evict}, max_per_client: 2 }}");
+        let store = MemoryStore::new(with_yaml(&yaml));
+        let [first, second] = [1, 2].map(|host| Some(client([192, 0, 2, host])));
+        for client in [first, second] {
+            let id = ClientSessionId::mint();
+            store.open(id, binding(0), client).await.unwrap();
+            // Bound anew, it is one session still.
+            store.insert(id, binding(1)).await.unwrap();
+            assert_eq!(open(&store, client).await, Ok(()));
+            assert_eq!(open(&store, client).await, Err(OpenError::ClientFull));
+            store.remove(id).await.unwrap();
+            assert_eq!(open(&store, client).await, Ok(()));
+        }
+        // A client on a Unix socket has no address, and no bound of its own.
+        assert_eq!(open(&store, None).await, Ok(()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_race_goes_beyond_a_bound() {
+    let yaml = "{ capacity: 150, max_per_client: 100, max_new_per_client: none }";
+    let store = Arc::new(MemoryStore::new(with_yaml(yaml)));
+    let tasks = (0..8).map(|task| {
+        let store = Arc::clone(&store);
+        let client = Some(client([192, 0, 2, task % 2]));
+        tokio::spawn(async move {
+            let mut opened = 0;
+            for _ in 0..100 {
+                opened += u64::from(open(&store, client).await.is_ok());
+            }
+            opened
+        })
+    });
+    let mut opened = 0;
+    for task in tasks.collect::<Vec<_>>() {
+        opened += task.await.unwrap();
+    }
+    assert_eq!((opened, store.len()), (150, 150));
+}
+
+async fn open(store: &MemoryStore, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+    let id = ClientSessionId::mint();
+    store.open(id, binding(0), client).await
+}
+
+fn client(address: [u8; 4]) -> ClientNetwork {
+    ClientNetwork::from(IpAddr::from(address))
 }
 
 #[tokio::test]

@@ -1,12 +1,12 @@
 //! An MCP server behind the proxy: where it is, what is added for it, how long it may take.
 
+mod ending;
 mod pool;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
@@ -16,11 +16,13 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use url::Url;
 
+pub use ending::{Ending, Ends};
 pub use pool::{Lease, Pool};
 
 use crate::compatibility::GetRefusal;
+use crate::limits::Bound;
 use crate::mcp::Call;
-use crate::setting::{Entry, Limit, Period, Text, is_bare, parse, refuse};
+use crate::setting::{Entry, Limit, Most, Period, Text, is_bare, parse, refuse};
 
 /// One MCP server of a route.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ pub struct Backend {
     peer: HttpPeer,
     limits: Limits,
     /// Requests that are at this backend now, open streams included.
-    in_flight: Arc<AtomicUsize>,
+    in_flight: Bound,
     /// Its last 405 to a GET, for routes that remember it.
     pub(crate) get_refusal: GetRefusal,
 }
@@ -45,7 +47,7 @@ struct Limits {
 }
 
 impl Backend {
-    pub(crate) fn new(section: BackendSection, timeouts: &Timeouts) -> Self {
+    pub(crate) fn new(section: BackendSection, timeouts: &Timeouts, most: Most) -> Self {
         let mut peer = HttpPeer::new(section.url.address, false, String::new());
         peer.options.connection_timeout = Some(timeouts.connect.0);
         peer.options.idle_timeout = Some(timeouts.pool_idle.0);
@@ -61,7 +63,7 @@ impl Backend {
                 post: timeouts.post.0,
                 delete: timeouts.delete.0,
             },
-            in_flight: Arc::default(),
+            in_flight: Bound::new(most),
             get_refusal: GetRefusal::default(),
         }
     }
@@ -95,6 +97,11 @@ impl Backend {
                 .headers
                 .iter()
                 .any(|(configured, _)| configured == name)
+    }
+
+    /// How many requests it is at now, open streams included.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.held()
     }
 
     /// Where Pingora is to connect for `call`, and how long it may wait.
@@ -187,6 +194,8 @@ pub struct Timeouts {
     /// How long an idle connection to a backend is kept for the next request. It must be below
     /// the time after which the backend closes it, or a request is lost in between.
     pub pool_idle: Period,
+    /// How long a GET stream or a subscription may live.
+    pub max_stream_age: Limit,
 }
 
 impl Default for Timeouts {
@@ -198,6 +207,7 @@ impl Default for Timeouts {
             delete: Limit(Some(Duration::from_secs(10))),
             // Node and Uvicorn close after 5 s.
             pool_idle: Period(Duration::from_secs(3)),
+            max_stream_age: Limit(None),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Backend, BackendName};
+use crate::rejection::Rejection;
 
 /// All backends of a route, in the order of the configuration.
 #[derive(Debug)]
@@ -22,24 +23,32 @@ impl Pool {
     }
 
     /// The backend with the fewest requests in flight, but for those that were tried already.
-    /// `None` when all were.
-    pub fn pick(&self, tried: &[BackendName]) -> Option<Lease> {
+    ///
+    /// # Errors
+    /// All were tried, or those that were not have as many requests as they may.
+    pub fn pick(&self, tried: &[BackendName]) -> Result<Lease, Rejection> {
         let start = self.next.fetch_add(1, Ordering::Relaxed) % self.backends.len();
         let (after, before) = (&self.backends[start..], &self.backends[..start]);
         after
             .iter()
             .chain(before)
             .filter(|backend| !tried.contains(&backend.name))
-            .min_by_key(|backend| backend.in_flight.load(Ordering::Relaxed))
-            .map(Lease::new)
+            .min_by_key(|backend| backend.in_flight.held())
+            .ok_or(Rejection::NoBackend)
+            .and_then(Lease::new)
     }
 
-    /// The backend of this name. `None` when the configuration has it no more.
-    pub fn get(&self, name: &BackendName) -> Option<Lease> {
+    /// The backend of this name.
+    ///
+    /// # Errors
+    /// The configuration has it no more, so that its sessions are unknown; or it has as many
+    /// requests as it may.
+    pub fn get(&self, name: &BackendName) -> Result<Lease, Rejection> {
         let mut backends = self.backends.iter();
         backends
             .find(|backend| backend.name == *name)
-            .map(Lease::new)
+            .ok_or(Rejection::UnknownSession)
+            .and_then(Lease::new)
     }
 
     /// Counts on where `former` counts the requests of backends that both have.
@@ -48,7 +57,7 @@ impl Pool {
             let mut formers = former.backends.iter();
             let same = formers.find(|former| former.name == backend.name);
             if let (Some(backend), Some(former)) = (Arc::get_mut(backend), same) {
-                backend.in_flight = Arc::clone(&former.in_flight);
+                backend.in_flight.succeed(&former.in_flight);
             }
         }
     }
@@ -64,9 +73,11 @@ impl Pool {
 pub struct Lease(Arc<Backend>);
 
 impl Lease {
-    fn new(backend: &Arc<Backend>) -> Self {
-        backend.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(backend))
+    fn new(backend: &Arc<Backend>) -> Result<Self, Rejection> {
+        match backend.in_flight.enter() {
+            true => Ok(Self(Arc::clone(backend))),
+            false => Err(Rejection::BackendFull),
+        }
     }
 }
 
@@ -80,6 +91,6 @@ impl std::ops::Deref for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_flight.leave();
     }
 }

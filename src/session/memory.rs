@@ -1,79 +1,168 @@
 //! Sessions in this process's memory: a bounded moka cache.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 
-use super::{Binding, SessionSettings, SessionStore, StoreError};
+use super::client::{ClientNetwork, Clients};
+use super::{Binding, Evict, OpenError, SessionSettings, SessionStore, StoreError};
 use crate::mcp::ClientSessionId;
 
-/// The default [`SessionStore`]: it never fails, and forgets everything when the process ends.
+/// The default [`SessionStore`]: it is always reached, and forgets everything when the process
+/// ends.
 ///
-/// Every operation is O(1). At capacity the least recently used session goes, so that one that
-/// is in use stays.
+/// Every operation is O(1). It never holds more sessions than its capacity.
 #[derive(Debug)]
 pub struct MemoryStore {
-    cache: Cache<ClientSessionId, Binding>,
+    cache: Cache<ClientSessionId, Entry>,
+    counts: Arc<Mutex<Counts>>,
     capacity: u64,
-    /// Entries in the cache right now. moka's own count lags behind.
-    live: Arc<AtomicU64>,
+    evict: Evict,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    binding: Binding,
+    client: Option<ClientNetwork>,
+}
+
+/// What is in the cache right now. moka's own count lags behind.
+struct Counts {
+    sessions: u64,
+    clients: Clients,
+}
+
+impl Counts {
+    /// Counts a session that takes the place of one that will be counted out.
+    fn add(&mut self, client: Option<ClientNetwork>) {
+        self.sessions += 1;
+        self.clients.add(client);
+    }
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.sessions.fmt(formatter)
+    }
 }
 
 impl MemoryStore {
     /// An empty store.
     pub fn new(settings: SessionSettings) -> Self {
-        let live = Arc::new(AtomicU64::new(0));
-        let removed = Arc::clone(&live);
-        let cache = Cache::builder()
-            .max_capacity(settings.capacity.0)
+        let counts = Arc::new(Mutex::new(Counts {
+            sessions: 0,
+            clients: Clients::new(&settings),
+        }));
+        let counted = Arc::clone(&counts);
+        let mut cache = Cache::builder()
             // moka's default policy may turn the newest entry away; a session that was just
             // opened must be found.
             .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(settings.idle_timeout.0)
             .time_to_live(settings.lifetime.0)
-            .eviction_listener(move |_, _, _| {
-                removed.fetch_sub(1, Ordering::Relaxed);
-            })
-            .build();
+            .eviction_listener(move |_, entry: Entry, _| {
+                let mut counts = lock(&counted);
+                counts.sessions -= 1;
+                counts.clients.remove(entry.client);
+            });
+        if settings.evict == Evict::Oldest {
+            cache = cache.max_capacity(settings.capacity.0);
+        }
         Self {
-            cache,
+            cache: cache.build(),
+            counts,
             capacity: settings.capacity.0,
-            live,
+            evict: settings.evict,
         }
     }
 
     /// How many sessions are held, expired ones that have not been swept yet included.
     pub fn len(&self) -> u64 {
-        self.live.load(Ordering::Relaxed)
+        lock(&self.counts).sessions
     }
 
     /// Whether no session is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Counts a session of `client` where there is room for it.
+    fn reserve(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        let mut counts = lock(&self.counts);
+        self.judge(&counts, client)?;
+        counts.sessions += 1;
+        counts.clients.open(client);
+        Ok(())
+    }
+
+    fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        counts.clients.check(client)?;
+        match self.evict {
+            Evict::None if counts.sessions >= self.capacity => Err(OpenError::Full),
+            Evict::None | Evict::Oldest => Ok(()),
+        }
+    }
+
+    async fn put(&self, id: ClientSessionId, entry: Entry) {
+        self.cache.insert(id, entry).await;
+        // moka evicts in batches; at capacity it is made to do so now, to hold the bound.
+        if self.len() > self.capacity {
+            self.sweep().await;
+        }
+    }
+
+    /// Gives the places of expired sessions free.
+    async fn sweep(&self) {
+        self.cache.run_pending_tasks().await;
+    }
 }
 
 #[async_trait]
 impl SessionStore for MemoryStore {
     async fn insert(&self, id: ClientSessionId, binding: Binding) -> Result<(), StoreError> {
-        self.live.fetch_add(1, Ordering::Relaxed);
-        self.cache.insert(id, binding).await;
-        // moka evicts in batches; at capacity it is made to do so now, to hold the bound.
-        if self.len() > self.capacity {
-            self.cache.run_pending_tasks().await;
+        let bound = self.cache.get(&id).await;
+        let client = bound.and_then(|entry| entry.client);
+        lock(&self.counts).add(client);
+        self.put(id, Entry { binding, client }).await;
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+        id: ClientSessionId,
+        binding: Binding,
+        client: Option<ClientNetwork>,
+    ) -> Result<(), OpenError> {
+        if self.reserve(client).is_err() {
+            self.sweep().await;
+            self.reserve(client)?;
+        }
+        self.put(id, Entry { binding, client }).await;
+        Ok(())
+    }
+
+    async fn check_room(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        if self.judge(&lock(&self.counts), client).is_err() {
+            self.sweep().await;
+            return self.judge(&lock(&self.counts), client);
         }
         Ok(())
     }
 
     async fn find(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        Ok(self.cache.get(&id).await)
+        Ok(self.cache.get(&id).await.map(|entry| entry.binding))
     }
 
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {
         self.cache.invalidate(&id).await;
         Ok(())
     }
+}
+
+/// Counts are whole between any two statements, also where a panic came between.
+fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,6 +3,7 @@
 //! The store remembers, it does not decide: whether a session lives is the backend's to say, and
 //! an entry that outlives its session goes when the backend answers 404.
 
+mod client;
 mod memory;
 
 use std::fmt::Debug;
@@ -11,12 +12,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Deserialize;
 
+pub use client::ClientNetwork;
 pub use memory::MemoryStore;
 
 use crate::backend::BackendName;
 use crate::mcp::{BackendSessionId, ClientSessionId};
+use crate::rejection::Rejection;
 use crate::route::RoutePath;
-use crate::setting::{Count, Period};
+use crate::setting::{Count, Most, Period};
 
 /// What a client's session id stands for.
 ///
@@ -40,6 +43,28 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
     /// The store cannot be reached; then nothing is bound.
     async fn insert(&self, id: ClientSessionId, binding: Binding) -> Result<(), StoreError>;
 
+    /// Binds the `id` of a new session of `client`, as [`insert`](Self::insert) does, within the
+    /// bounds of the store. Without an override there are none.
+    ///
+    /// # Errors
+    /// The store cannot be reached, or a bound is met; then nothing is bound.
+    async fn open(
+        &self,
+        id: ClientSessionId,
+        binding: Binding,
+        _client: Option<ClientNetwork>,
+    ) -> Result<(), OpenError> {
+        Ok(self.insert(id, binding).await?)
+    }
+
+    /// Whether [`open`](Self::open) would find room now, before a backend is asked for a session.
+    ///
+    /// # Errors
+    /// As `open`.
+    async fn check_room(&self, _client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        Ok(())
+    }
+
     /// The binding of `id`, and restarts its idle time.
     ///
     /// # Errors
@@ -58,12 +83,59 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
 #[error("the session store is unavailable")]
 pub struct StoreError;
 
+/// Why a session is not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The store cannot be reached.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There are as many sessions as there may be.
+    #[error("there are as many sessions as there may be")]
+    Full,
+    /// The client's network has as many sessions as it may.
+    #[error("the client has as many sessions as it may")]
+    ClientFull,
+    /// The client's network has opened as many sessions in this second as it may.
+    #[error("the client opens sessions faster than it may")]
+    ClientRate,
+}
+
+impl From<OpenError> for Rejection {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Store(StoreError) => Self::StoreUnavailable,
+            OpenError::Full => Self::SessionsFull,
+            OpenError::ClientFull => Self::ClientSessions,
+            OpenError::ClientRate => Self::ClientSessionRate,
+        }
+    }
+}
+
+/// What happens at [`SessionSettings::capacity`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Evict {
+    /// A new session is refused.
+    #[default]
+    None,
+    /// The session that was used least recently goes, so that one that is in use stays.
+    Oldest,
+}
+
 /// `mcp.sessions` in the configuration file: how many sessions are kept and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
-    /// The most sessions kept at a time; beyond it the one that was used least recently goes.
+    /// The most sessions kept at a time.
     pub capacity: Count,
+    /// What goes at capacity, for a new session.
+    pub evict: Evict,
+    /// The most sessions kept at a time of one client's network.
+    pub max_per_client: Most,
+    /// The most sessions that one client's network may open in a second.
+    pub max_new_per_client: Most,
     /// A session that is not used for this long is forgotten.
     pub idle_timeout: Period,
     /// A session is forgotten this long after it was opened, used or not.
@@ -76,6 +148,9 @@ impl Default for SessionSettings {
     fn default() -> Self {
         Self {
             capacity: Count(100_000),
+            evict: Evict::None,
+            max_per_client: Most(Some(10_000)),
+            max_new_per_client: Most(Some(500)),
             idle_timeout: Period(Duration::from_secs(24 * 60 * 60)),
             lifetime: Period(Duration::from_secs(7 * 24 * 60 * 60)),
         }

@@ -27,7 +27,7 @@ use http::{HeaderMap, Method, Uri};
 use pingora_core::server::{Fds, ListenFds};
 use pingora_core::services::Service;
 use pingora_mcp::session::SessionStore;
-use pingora_mcp::{Gateway, Settings, server};
+use pingora_mcp::{Gateway, Load, Settings, server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ use mutation::Mutation;
 /// A proxy that runs until it is dropped.
 pub struct Proxy {
     pub address: SocketAddr,
+    /// What its clients have now.
+    pub load: Load,
     _running: watch::Sender<bool>,
 }
 
@@ -78,6 +80,7 @@ impl Proxy {
         let Settings { server, mcp, .. } = settings();
         let listeners = mcp.listeners.clone();
         let (server, gateway) = (Arc::new(server), gateway(mcp));
+        let load = gateway.load().clone();
         let mut service: Box<dyn Service> = match Mutation::from_environment() {
             Some(mutation) => mutant::service(&server, gateway, settings().mcp, mutation),
             None => Box::new(server::proxy_service(&server, gateway, &listeners)),
@@ -87,6 +90,7 @@ impl Proxy {
         tokio::spawn(async move { service.start_service(Some(fds), shutdown, 1).await });
         Self {
             address: relay::in_front_of(address),
+            load,
             _running: running,
         }
     }
@@ -228,6 +232,16 @@ pub async fn within<T>(what: &str, awaited: impl Future<Output = T>) -> T {
         panic!("it never came: {what}");
     };
     value
+}
+
+/// Waits until `is_so`, which nothing tells of.
+pub async fn until(what: &str, is_so: impl Fn() -> bool) {
+    within(what, async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 /// Sends a request of the session `id`.

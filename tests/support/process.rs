@@ -115,6 +115,12 @@ impl ProxyProcess {
         self.status("VmHWM:")
     }
 
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.program.child.id());
+        std::fs::read_dir(path).unwrap().count()
+    }
+
     fn status(&self, key: &str) -> u64 {
         let path = format!("/proc/{}/status", self.program.child.id());
         let status = std::fs::read_to_string(path).unwrap();

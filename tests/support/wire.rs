@@ -1,6 +1,7 @@
 //! One end of a TCP connection, for a backend or a client whose every byte the test decides on.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -109,6 +110,35 @@ impl Wire {
     /// Waits until the other end closes, whatever it sends before.
     pub async fn until_closed(self) {
         self.until_end().await;
+    }
+
+    /// Sends one byte of `bytes` after the other, with a pause after each, and stops where the other
+    /// end has closed. What it has sent by then is returned.
+    pub async fn trickle(&mut self, bytes: &str, pause: Duration) -> String {
+        let mut arrived = [0; 1024];
+        for byte in bytes.as_bytes() {
+            if self.stream.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            match tokio::time::timeout(pause, self.stream.read(&mut arrived)).await {
+                Err(_) => {}
+                Ok(Ok(count @ 1..)) => self.received.extend(&arrived[..count]),
+                Ok(_) => break,
+            }
+        }
+        String::from_utf8(std::mem::take(&mut self.received)).unwrap()
+    }
+
+    /// Says that nothing more will be sent.
+    pub async fn half_close(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
+    /// All that arrives until the other end closes.
+    pub async fn rest(mut self) -> String {
+        let what = "the end of the connection";
+        while let Ok(1..) = within(what, self.stream.read_buf(&mut self.received)).await {}
+        String::from_utf8(self.received).unwrap()
     }
 
     /// Closes the connection in order: all that was sent arrives before its end.

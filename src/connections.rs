@@ -1,0 +1,396 @@
+//! Connections of clients: how many there may be, and how long one may take to send a header.
+//!
+//! Pingora bounds neither: it accepts without end, and its read timeout starts anew with each byte.
+//! So each connection is wrapped in one that counts, and that knows when a header is awaited.
+
+use std::io::{self, Cursor};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::H2Options;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::{SslDigest, TlsRef};
+use pingora_core::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use pingora_core::server::ShutdownWatch;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use crate::limits::{Bound, ClientLimits, ClientTimeouts, Held};
+use crate::load::Load;
+use crate::rejection::Rejection;
+use crate::setting::Most;
+
+/// An HTTP application behind the bounds of its clients' connections.
+pub struct Connections<A> {
+    app: Arc<Watched<A>>,
+    load: Load,
+    refusing: Arc<Bound>,
+    timeouts: ClientTimeouts,
+    max_header_size: u64,
+}
+
+impl<A> Connections<A> {
+    /// `app` with these limits, its connections counted in `load`.
+    pub fn new(app: A, load: Load, timeouts: ClientTimeouts, limits: &ClientLimits) -> Self {
+        Self {
+            app: Arc::new(Watched(Arc::new(app))),
+            load,
+            refusing: Arc::new(Bound::new(MOST_REFUSALS)),
+            timeouts,
+            max_header_size: limits.max_header_size.0,
+        }
+    }
+
+    /// Answers a connection whose request is not read, and closes it.
+    async fn refuse(&self, mut stream: Stream, rejection: Rejection) {
+        log::debug!("connection refused: {}", rejection.name());
+        self.load.note_refused_connection(rejection);
+        let is_http_1 = !matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+        if let (Some(_held), true) = (self.refusing.hold(), is_http_1) {
+            // What fails is that the client is gone.
+            let _ = timeout(REFUSAL_LIMIT, last_words(&mut stream, rejection)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let Some(held) = self.load.connections.hold() else {
+            self.refuse(stream, Rejection::ConnectionsFull).await;
+            return None;
+        };
+        let (give_up, given_up) = oneshot::channel();
+        let stream = ClientStream {
+            is_http_2: matches!(stream.selected_alpn_proto(), Some(ALPN::H2)),
+            stream,
+            awaited: AtomicU8::new(Awaited::Request as u8),
+            received: 0,
+            deadline: Box::pin(sleep(self.timeouts.first_byte.0)),
+            idle: self.timeouts.first_byte.0,
+            timeouts: self.timeouts,
+            max_header_size: self.max_header_size,
+            give_up: Some(give_up),
+            _held: held,
+        };
+        tokio::select! {
+            // First, as what has been given up looks closed to the application.
+            biased;
+            Ok((stream, rejection)) = given_up => self.refuse(stream, rejection).await,
+            _ = self.app.process_new(Box::new(stream), shutdown) => {}
+        }
+        None
+    }
+
+    async fn cleanup(&self) {
+        self.app.cleanup().await;
+    }
+}
+
+/// Tells the connection before each request that its header is awaited.
+struct Watched<A>(Arc<A>);
+
+#[async_trait]
+impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Watched<A> {
+    /// Not `async`: the future of `app` is passed on as it is, without one around it.
+    fn process_new_http<'s, 'w, 'f>(
+        self: &'s Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &'w ShutdownWatch,
+    ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'f>>
+    where
+        's: 'f,
+        'w: 'f,
+        Self: 'f,
+    {
+        if let Some(stream) = client_stream(&session) {
+            stream.wait_for(Awaited::Request);
+            // The connection has its own limit, in finer steps. None is a connection to be closed.
+            if session.get_keepalive().is_some() {
+                session.set_keepalive(Some(WITHOUT_LIMIT));
+            }
+        }
+        self.0.process_new_http(session, shutdown)
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        self.0.h2_options()
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        self.0.server_options()
+    }
+
+    async fn http_cleanup(&self) {
+        self.0.http_cleanup().await;
+    }
+}
+
+/// The header of the request of `session` has arrived: its body may take longer.
+pub(crate) fn header_arrived(session: &ServerSession) {
+    if let Some(stream) = client_stream(session) {
+        stream.wait_for(Awaited::Nothing);
+    }
+}
+
+/// `None` over HTTP/2, and where the server was not made with [`Connections`].
+fn client_stream(session: &ServerSession) -> Option<&ClientStream> {
+    match session {
+        ServerSession::H1(session) => (**session.stream()).as_any().downcast_ref(),
+        ServerSession::H2(_) | ServerSession::Subrequest(_) | ServerSession::Custom(_) => None,
+    }
+}
+
+/// What is awaited of a client, beside what the application limits itself.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Awaited {
+    /// The first byte of a request, from now on.
+    Request,
+    /// The same, since before.
+    Byte,
+    /// The rest of its header.
+    Header,
+    Nothing,
+}
+
+/// A client's connection, which counts as open until it is dropped.
+#[derive(Debug)]
+struct ClientStream {
+    stream: Stream,
+    is_http_2: bool,
+    /// An [`Awaited`]: the session, which tells it, has the stream by a shared reference only.
+    awaited: AtomicU8,
+    /// The bytes of the header so far.
+    received: u64,
+    deadline: Pin<Box<Sleep>>,
+    /// The limit of the next wait for a request.
+    idle: Duration,
+    timeouts: ClientTimeouts,
+    max_header_size: u64,
+    give_up: Option<oneshot::Sender<(Stream, Rejection)>>,
+    _held: Held,
+}
+
+impl ClientStream {
+    fn wait_for(&self, awaited: Awaited) {
+        self.awaited.store(awaited as u8, Ordering::Relaxed);
+    }
+
+    fn is_awaited(&self, awaited: Awaited) -> bool {
+        self.awaited.load(Ordering::Relaxed) == awaited as u8
+    }
+
+    /// Reads a header, or what comes before it.
+    fn poll_header(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_awaited(Awaited::Request) {
+            self.wait_for(Awaited::Byte);
+            self.received = 0;
+            self.limit(self.idle);
+            self.idle = self.timeouts.keep_alive.0;
+        }
+        // Had the header been complete, it would not be awaited any more.
+        if self.received > self.max_header_size && !self.is_http_2 {
+            return self.hand_back(Rejection::HeaderTooLarge);
+        }
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Pending => {
+                ready!(self.deadline.as_mut().poll(context));
+                match self.is_awaited(Awaited::Byte) {
+                    // For who reads, the client has closed.
+                    true => Poll::Ready(Ok(())),
+                    false => self.hand_back(Rejection::RequestTimeout),
+                }
+            }
+            Poll::Ready(read) => {
+                self.receive(buffer.filled().len() - before);
+                Poll::Ready(read)
+            }
+        }
+    }
+
+    fn receive(&mut self, bytes: usize) {
+        if bytes > 0 && self.is_awaited(Awaited::Byte) {
+            self.wait_for(Awaited::Header);
+            self.limit(self.timeouts.header.0);
+        }
+        self.received += bytes as u64;
+        // What follows in HTTP/2 is bounded by Pingora's own idle timeout.
+        if self.is_http_2 && self.received >= HTTP_2_PREFACE {
+            self.wait_for(Awaited::Nothing);
+        }
+    }
+
+    fn limit(&mut self, time: Duration) {
+        self.deadline.as_mut().reset(Instant::now() + time);
+    }
+
+    /// Gives the connection to who has it refused, and reads no more until it is dropped for that.
+    fn hand_back(&mut self, rejection: Rejection) -> Poll<io::Result<()>> {
+        if let Some(give_up) = self.give_up.take() {
+            let nothing: Stream = Box::new(Cursor::new(Vec::new()));
+            let stream = std::mem::replace(&mut self.stream, nothing);
+            drop(give_up.send((stream, rejection)));
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_awaited(Awaited::Nothing) {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        self.poll_header(context, buffer)
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[async_trait]
+impl Shutdown for ClientStream {
+    async fn shutdown(&mut self) {
+        Shutdown::shutdown(&mut *self.stream).await;
+    }
+}
+
+#[async_trait]
+impl Peek for ClientStream {
+    async fn try_peek(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
+        self.stream.try_peek(buffer).await
+    }
+}
+
+impl UniqueID for ClientStream {
+    fn id(&self) -> UniqueIDType {
+        self.stream.id()
+    }
+}
+
+impl Ssl for ClientStream {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.stream.get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.stream.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.stream.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for ClientStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.stream.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.stream.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.stream.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for ClientStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.stream.get_proxy_digest()
+    }
+
+    fn set_proxy_digest(&mut self, digest: ProxyDigest) {
+        self.stream.set_proxy_digest(digest);
+    }
+}
+
+impl GetSocketDigest for ClientStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.stream.get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.stream.set_socket_digest(digest);
+    }
+}
+
+/// Sends the refusal, and reads until the client has closed: with bytes unread, the connection
+/// would be reset, and the refusal lost on its way.
+async fn last_words(stream: &mut Stream, rejection: Rejection) -> io::Result<()> {
+    let (header, body) = rejection.answer().map_err(io::Error::other)?;
+    let status = header.status;
+    let mut answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\n").into_bytes();
+    header.header_to_h1_wire(&mut answer);
+    answer.extend(b"\r\n");
+    answer.extend(body);
+    stream.write_all(&answer).await?;
+    AsyncWriteExt::shutdown(stream).await?;
+    let mut unread = [0; 1024];
+    while stream.read(&mut unread).await? > 0 {}
+    Ok(())
+}
+
+/// Connections that are being refused at a time, beside those that count as open. Beyond it, one is
+/// closed without a word.
+const MOST_REFUSALS: Most = Most(Some(64));
+
+/// How long a client may take to hear that it is refused.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// Pingora's word for a connection that is kept without a limit.
+const WITHOUT_LIMIT: u64 = 0;
+
+/// RFC 9113 3.4.
+const HTTP_2_PREFACE: u64 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len() as u64;

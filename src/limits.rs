@@ -1,0 +1,125 @@
+//! What a client may take: how long each of its steps may last, and how much of everything it may
+//! have. What a route bounds is in [`route`](crate::route), what a session store bounds in
+//! [`session`](crate::session).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::setting::{Count, Limit, Most, Period, Size};
+
+/// `mcp.timeouts` in the configuration file: the longest that is waited for a client.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientTimeouts {
+    /// From a new connection to the first byte of its first request.
+    pub first_byte: Period,
+    /// From the first byte of a request to the end of its header.
+    pub header: Period,
+    /// The longest silence within a request's body.
+    pub body: Limit,
+    /// The longest that a client takes no byte of an answer. While a write is blocked, its leaving
+    /// is not noticed.
+    pub write: Period,
+    /// How long the rest of a refused request's body is read, to keep the connection.
+    pub drain: Period,
+    /// How long an idle connection is kept for the next request.
+    pub keep_alive: Period,
+}
+
+impl Default for ClientTimeouts {
+    fn default() -> Self {
+        Self {
+            first_byte: Period(Duration::from_secs(30)),
+            header: Period(Duration::from_secs(10)),
+            body: Limit(Some(Duration::from_secs(60))),
+            write: Period(Duration::from_secs(60)),
+            drain: Period(Duration::from_secs(5)),
+            keep_alive: Period(Duration::from_secs(75)),
+        }
+    }
+}
+
+/// `mcp.limits` in the configuration file: the most that clients may have at a time.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientLimits {
+    /// Connections of all clients.
+    pub max_connections: Most,
+    /// Open GET streams and subscriptions of all clients.
+    pub max_streams: Most,
+    /// Open GET streams of one session.
+    pub max_streams_per_session: Most,
+    /// Headers of one request.
+    pub max_headers: Count,
+    /// The size of a request's header, in bytes.
+    pub max_header_size: Size,
+}
+
+impl Default for ClientLimits {
+    /// Fewer streams than connections, so that streams never keep requests out.
+    fn default() -> Self {
+        Self {
+            max_connections: Most(Some(8_000)),
+            max_streams: Most(Some(6_000)),
+            max_streams_per_session: Most(Some(16)),
+            max_headers: Count(100),
+            max_header_size: Size(64 * 1024),
+        }
+    }
+}
+
+/// How many there are of something, and how many there may be.
+#[derive(Debug)]
+pub struct Bound {
+    held: Arc<AtomicUsize>,
+    most: usize,
+}
+
+impl Bound {
+    /// Nothing is held yet.
+    pub fn new(most: Most) -> Self {
+        Self {
+            held: Arc::default(),
+            most: most.0.unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Goes on with what `former` counts.
+    pub(crate) fn succeed(&mut self, former: &Self) {
+        self.held = Arc::clone(&former.held);
+    }
+
+    /// One more, until what is returned is dropped. `None` where there are as many as there may be.
+    pub fn hold(self: &Arc<Self>) -> Option<Held> {
+        self.enter().then(|| Held(Arc::clone(self)))
+    }
+
+    /// How many are held now.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more if there may be. Each must [`leave`](Self::leave).
+    pub(crate) fn enter(&self) -> bool {
+        let more = |held| (held < self.most).then_some(held + 1);
+        let order = Ordering::Relaxed;
+        self.held.fetch_update(order, order, more).is_ok()
+    }
+
+    pub(crate) fn leave(&self) {
+        self.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One of what a [`Bound`] counts.
+#[derive(Debug)]
+pub struct Held(Arc<Bound>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}

@@ -1,0 +1,120 @@
+//! How many sessions each client's network has, and how fast it opens more.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use pingora_limits::rate::Rate;
+
+use super::{OpenError, SessionSettings};
+
+/// Whose sessions are counted together: an IPv4 address, or the /64 that an IPv6 address is of,
+/// as one subscriber has all of it (RFC 6177).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientNetwork(IpAddr);
+
+impl From<IpAddr> for ClientNetwork {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let network = address.to_bits() & !u128::from(u64::MAX);
+                Self(Ipv6Addr::from_bits(network).into())
+            }
+            address => Self(address),
+        }
+    }
+}
+
+/// The counts of all networks. It has an entry for each that has a session, and none else.
+pub(super) struct Clients {
+    sessions: HashMap<ClientNetwork, usize>,
+    most: usize,
+    opened: Rate,
+    most_opened: isize,
+}
+
+impl Clients {
+    pub(super) fn new(settings: &SessionSettings) -> Self {
+        let most_opened = settings.max_new_per_client.0;
+        Self {
+            sessions: HashMap::new(),
+            most: settings.max_per_client.0.unwrap_or(usize::MAX),
+            opened: Rate::new(Duration::from_secs(1)),
+            most_opened: most_opened
+                .and_then(|most| most.try_into().ok())
+                .unwrap_or(isize::MAX),
+        }
+    }
+
+    /// Whether `client` may open one more session. One on a Unix socket always may.
+    pub(super) fn check(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        let Some(client) = client else {
+            return Ok(());
+        };
+        if self.opened.observe(&client, 0) >= self.most_opened {
+            return Err(OpenError::ClientRate);
+        }
+        match self.sessions.get(&client) {
+            Some(held) if *held >= self.most => Err(OpenError::ClientFull),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a session that is opened now.
+    pub(super) fn open(&mut self, client: Option<ClientNetwork>) {
+        if let Some(client) = &client {
+            self.opened.observe(client, 1);
+        }
+        self.add(client);
+    }
+
+    /// Counts a session that takes the place of one that will be counted out.
+    pub(super) fn add(&mut self, client: Option<ClientNetwork>) {
+        if let Some(client) = client {
+            *self.sessions.entry(client).or_default() += 1;
+        }
+    }
+
+    /// Counts a session that is gone, for whatever cause.
+    pub(super) fn remove(&mut self, client: Option<ClientNetwork>) {
+        let Some(client) = client else {
+            return;
+        };
+        if let Some(held) = self.sessions.get_mut(&client) {
+            *held -= 1;
+            if *held == 0 {
+                self.sessions.remove(&client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(address: &str) -> ClientNetwork {
+        ClientNetwork::from(address.parse::<IpAddr>().unwrap())
+    }
+
+    #[test]
+    fn an_ipv6_client_is_its_64_bits_of_network() {
+        assert_eq!(network("2001:db8:1:2::1"), network("2001:db8:1:2:ffff::9"));
+        assert_ne!(network("2001:db8:1:2::1"), network("2001:db8:1:3::1"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
+    }
+
+    #[test]
+    fn a_network_without_sessions_takes_no_memory() {
+        let mut clients = Clients::new(&SessionSettings::default());
+        for address in 0..100_u32 {
+            let client = Some(ClientNetwork(IpAddr::from(address.to_be_bytes())));
+            clients.open(client);
+            clients.open(client);
+            clients.remove(client);
+            clients.remove(client);
+        }
+        assert!(clients.sessions.is_empty());
+    }
+}

@@ -1,0 +1,96 @@
+//! The open streams of all clients: how many there are, how many there may be, and their end.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::backend::{Ending, Ends};
+use crate::limits::{Bound, ClientLimits, Held};
+use crate::mcp::ClientSessionId;
+use crate::rejection::Rejection;
+
+/// Counts GET streams and subscriptions, and ends them.
+#[derive(Debug)]
+pub struct Streams {
+    all: Arc<Bound>,
+    /// How many a session has. One that has none is not in it.
+    sessions: Mutex<HashMap<ClientSessionId, usize>>,
+    most_per_session: usize,
+    ending: Ending,
+}
+
+impl Streams {
+    /// No stream is open.
+    pub fn new(limits: &ClientLimits) -> Self {
+        Self {
+            all: Arc::new(Bound::new(limits.max_streams)),
+            sessions: Mutex::default(),
+            most_per_session: limits.max_streams_per_session.0.unwrap_or(usize::MAX),
+            ending: Ending::default(),
+        }
+    }
+
+    /// How many are open now.
+    pub fn open_now(&self) -> usize {
+        self.all.held()
+    }
+
+    /// Ends all open streams in order: a client sees its body complete, and may come back. One
+    /// that is opened later ends at once.
+    pub fn end(&self) {
+        self.ending.begin();
+    }
+
+    /// Counts a stream, of `session` if it is of one, that ends at the age of `max_age`.
+    ///
+    /// # Errors
+    /// There are as many as there may be.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        session: Option<ClientSessionId>,
+        max_age: Option<Duration>,
+    ) -> Result<OpenStream, Rejection> {
+        let held = self.all.hold().ok_or(Rejection::StreamsFull)?;
+        if let Some(session) = session {
+            let mut sessions = self.sessions();
+            let open = sessions.entry(session).or_default();
+            if *open >= self.most_per_session {
+                return Err(Rejection::SessionStreams);
+            }
+            *open += 1;
+        }
+        Ok(OpenStream {
+            streams: Arc::clone(self),
+            session,
+            ends: self.ending.stream(max_age),
+            _held: held,
+        })
+    }
+
+    /// Each change of it is one statement, so that it is whole also after a panic.
+    fn sessions(&self) -> MutexGuard<'_, HashMap<ClientSessionId, usize>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stream that counts as open until this is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenStream {
+    streams: Arc<Streams>,
+    session: Option<ClientSessionId>,
+    pub(crate) ends: Ends,
+    _held: Held,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let Some(session) = self.session else {
+            return;
+        };
+        let mut sessions = self.streams.sessions();
+        match sessions.get_mut(&session) {
+            Some(open) if *open > 1 => *open -= 1,
+            _ => drop(sessions.remove(&session)),
+        }
+    }
+}
