@@ -314,6 +314,33 @@ async fn one_connection_too_many_is_503_until_another_is_closed() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(target_os = "linux"), ignore = "limits are set as its shell does")]
+async fn no_more_connections_are_taken_than_there_are_descriptors_for() {
+    let backend = Backend::with_session("id").await;
+    let limits = "  timeouts: { first_byte: 3s }\n";
+    let mcp = route(&[backend.address]) + limits;
+    let proxy = ProxyProcess::with_descriptors(&mcp, 400).await;
+    let mut clients = Vec::new();
+    for _ in 0..80 {
+        clients.push(Wire::connect(proxy.address).await);
+    }
+    // None says a word: those that have a place are closed for it in the end, without an answer.
+    let mut refused = 0;
+    for client in clients {
+        refused += usize::from(client.rest().await.starts_with("HTTP/1.1 503 "));
+    }
+    // The one that looked whether the proxy listens may still have had a place.
+    assert!(matches!(refused, 44 | 45), "{refused}");
+    let log = proxy.log();
+    assert!(
+        log.contains("max_connections is 36: 400 descriptors"),
+        "{log}"
+    );
+    assert!(!log.contains("ERROR"), "{log}");
+    assert!(raw(proxy.address, POST).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
 async fn one_stream_too_many_is_503_until_another_is_closed() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let limits = "  limits: { max_streams: 1 }\n";

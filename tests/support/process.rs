@@ -21,6 +21,28 @@ impl ProxyProcess {
 
     /// A proxy as [`start`](Self::start), with `environment` added to this process's.
     pub async fn with_environment(mcp: &str, environment: &[(&str, &str)]) -> Self {
+        let command = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
+            command.env_remove("RUST_LOG");
+            command.envs(environment.iter().copied());
+            command
+        };
+        Self::run(mcp, command).await
+    }
+
+    /// A proxy as [`start`](Self::start), that may have `most` descriptors and is given fewer.
+    pub async fn with_descriptors(mcp: &str, most: usize) -> Self {
+        let limited = format!("ulimit -n {most} && ulimit -S -n 64 && exec \"$0\" \"$@\"");
+        let command = || {
+            let mut command = Command::new("sh");
+            command.args(["-c", &limited, env!("CARGO_BIN_EXE_pingora-mcp")]);
+            command
+        };
+        Self::run(mcp, command).await
+    }
+
+    /// Runs `command` with `-c` and the file of its configuration.
+    async fn run(mcp: &str, command: impl Fn() -> Command) -> Self {
         // Between this bind and the proxy's own, anybody may take the port; then another is tried.
         for _ in 0..5 {
             let address = TcpListener::bind("127.0.0.1:0")
@@ -29,11 +51,8 @@ impl ProxyProcess {
                 .unwrap();
             let configuration = scratch_file("yaml");
             std::fs::write(&configuration, document(address, mcp)).unwrap();
-            let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
-            command.arg("-c").arg(&configuration).env_remove("RUST_LOG");
-            command.envs(environment.iter().copied());
 
-            let mut program = Program::start(&mut command);
+            let mut program = Program::start(command().arg("-c").arg(&configuration));
             // Before it says so, it listens for a moment to try the address.
             let says_so = |program: &Program| program.log().contains("listening on");
             let is_ready = program
