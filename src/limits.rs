@@ -20,8 +20,8 @@ pub struct ClientTimeouts {
     pub header: Period,
     /// The longest silence within a request's body.
     pub body: Limit,
-    /// The longest that a client takes no byte of an answer. While a write is blocked, its leaving
-    /// is not noticed.
+    /// The longest that a client may take for a part of an answer: what came from the backend at
+    /// a time, of 256 KiB at most. While a write is blocked, its leaving is not noticed.
     pub write: Period,
     /// How long the rest of a refused request's body is read, to keep the connection.
     pub drain: Period,
