@@ -206,6 +206,7 @@ mcp:
     - path: /mcp
       backends: [{{ name: local, url: \"http://127.0.0.1:3000/mcp\" }}]
       {key}
+  sessions: {{ evict: oldest, max_per_client: none, max_new_per_client: none }}
 "
     );
     let settings = Settings::parse("bench.yaml", &yaml, HashMap::new()).unwrap();

@@ -5,6 +5,7 @@
 //! ```
 
 use std::alloc::System;
+use std::net::IpAddr;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use futures::FutureExt;
@@ -85,14 +86,16 @@ impl Template {
             backend: self.backend.clone(),
             session: BackendSessionId::try_from(&given).unwrap(),
         };
-        let inserted = store.insert(id, binding).now_or_never();
-        inserted.expect("memory answers at once").unwrap();
+        let client = IpAddr::from([127, 0, 0, 1]).into();
+        let opened = store.open(id, binding, Some(client)).now_or_never();
+        opened.expect("memory answers at once").unwrap();
         id
     }
 }
 
 fn settings() -> SessionSettings {
-    serde_saphyr::from_str("{ capacity: 2000000 }").unwrap()
+    let yaml = "{ capacity: 2000000, max_per_client: none, max_new_per_client: none }";
+    serde_saphyr::from_str(yaml).unwrap()
 }
 
 /// This process's memory in RAM, in bytes.
