@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::load::Load;
 use crate::setting::Period;
 
 /// The end of a process: who is told of its beginning, and what it waits for.
@@ -27,6 +28,7 @@ pub struct Drain {
     begun: watch::Sender<bool>,
     /// Clients' connections that are open.
     open: watch::Sender<usize>,
+    load: Load,
     /// Where a new process takes the listening sockets over, and the sockets.
     upgrade_sock: String,
     sockets: OnceLock<ListenFds>,
@@ -36,6 +38,9 @@ pub struct Drain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DrainSettings {
+    /// How long open GET streams and subscriptions go on. Then each ends in order, so that its client
+    /// comes back, to another process.
+    pub streams_after: Period,
     /// The longest that the requests under way may take to end.
     pub deadline: Period,
 }
@@ -44,18 +49,20 @@ impl Default for DrainSettings {
     /// Below the 30 s after which Kubernetes kills.
     fn default() -> Self {
         Self {
+            streams_after: Period(Duration::from_secs(5)),
             deadline: Period(Duration::from_secs(25)),
         }
     }
 }
 
 impl Drain {
-    /// Of a server that hands its sockets over at `upgrade_sock`.
-    pub fn new(settings: DrainSettings, upgrade_sock: String) -> Self {
+    /// Of a server whose streams are in `load`, and that hands its sockets over at `upgrade_sock`.
+    pub fn new(settings: DrainSettings, load: Load, upgrade_sock: String) -> Self {
         Self {
             settings,
             begun: watch::Sender::new(false),
             open: watch::Sender::new(0),
+            load,
             upgrade_sock,
             sockets: OnceLock::new(),
         }
@@ -71,6 +78,15 @@ impl Drain {
         let mut open = self.open.subscribe();
         // The sender is `self`'s, so that it lives.
         let _ = open.wait_for(|open| *open == 0).await;
+    }
+
+    /// Returns when all that is under way has finished, or, of the streams, has been ended.
+    async fn finished(&self) {
+        let streams_after = self.settings.streams_after.0;
+        if timeout(streams_after, self.emptied()).await.is_err() {
+            self.load.end_streams();
+            self.emptied().await;
+        }
     }
 
     /// Gives the listening sockets to a new process.
@@ -119,7 +135,7 @@ impl ShutdownSignalWatch for Signals {
         drain.begun.send_replace(true);
         tokio::select! {
             _ = interrupt.recv() => (),
-            emptied = timeout(deadline, drain.emptied()) => if emptied.is_err() {
+            finished = timeout(deadline, drain.finished()) => if finished.is_err() {
                 log::warn!("ending with {} connections open", *drain.open.borrow());
             },
         }

@@ -16,9 +16,7 @@ use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
 use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::load::Load;
-use crate::mcp::header::{
-    EVENT_STREAM, MCP_METHOD, MCP_NAME, MCP_PROTOCOL_VERSION, MCP_SESSION_ID,
-};
+use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
 use crate::message::{Body, MalformedBody};
 use crate::rejection::Rejection;
@@ -662,12 +660,7 @@ fn has_one_meaning(request: &RequestHeader) -> Result<(), Rejection> {
     // `2, 2` is one length to some and none to others (RFC 9110 8.6).
     let length = headers.get(header::CONTENT_LENGTH);
     let is_list = length.is_some_and(|length| length.as_bytes().contains(&b','));
-    let names = [
-        header::CONTENT_LENGTH,
-        MCP_PROTOCOL_VERSION,
-        MCP_METHOD,
-        MCP_NAME,
-    ];
+    let names = [header::CONTENT_LENGTH, MCP_PROTOCOL_VERSION, MCP_METHOD];
     if lacks_host || is_list || names.into_iter().any(is_there_twice) {
         return Err(Rejection::MalformedRequest);
     }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::setting::{Count, Limit, Most, Period, Size};
 
 /// `mcp.timeouts` in the configuration file: the longest that is waited for a client.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientTimeouts {
     /// From a new connection to the first byte of its first request.
@@ -43,7 +43,7 @@ impl Default for ClientTimeouts {
 }
 
 /// `mcp.limits` in the configuration file: the most that clients may have at a time.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientLimits {
     /// Connections of all clients.

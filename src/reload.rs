@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, ConfigError, Listeners, Settings};
 use crate::drain::DrainSettings;
 use crate::gateway::Gateway;
+use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::session::SessionSettings;
 
 /// Has a running gateway go by a configuration file that has changed: by all of it but [`Fixed`].
@@ -31,6 +32,8 @@ pub struct Reload {
 pub struct Fixed {
     listeners: Listeners,
     sessions: SessionSettings,
+    timeouts: ClientTimeouts,
+    limits: ClientLimits,
     drain: DrainSettings,
     /// As a value, since Pingora's own type cannot be copied.
     server: serde_json::Value,
@@ -100,6 +103,8 @@ impl Fixed {
         Self {
             listeners: mcp.listeners.clone(),
             sessions: mcp.sessions,
+            timeouts: mcp.timeouts,
+            limits: mcp.limits,
             drain: mcp.drain,
             server: serde_json::to_value(server).unwrap_or_default(),
         }
@@ -109,6 +114,8 @@ impl Fixed {
         let differences = [
             (self.listeners != other.listeners, "mcp.listeners"),
             (self.sessions != other.sessions, "mcp.sessions"),
+            (self.timeouts != other.timeouts, "mcp.timeouts"),
+            (self.limits != other.limits, "mcp.limits"),
             (self.drain != other.drain, "mcp.drain"),
             (self.server != other.server, "Pingora's keys"),
         ];

@@ -47,7 +47,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
         pingora.add_service(background_service("reload", reload));
     }
     let upgrade_sock = pingora.configuration.upgrade_sock.clone();
-    let drain = Arc::new(Drain::new(settings, upgrade_sock));
+    let drain = Arc::new(Drain::new(settings, gateway.load().clone(), upgrade_sock));
     let proxy = application(&pingora.configuration, gateway);
     let mut service = Drained::new(SERVICE, proxy, Arc::clone(&drain));
     listen(service.service(), &listeners);

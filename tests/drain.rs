@@ -78,6 +78,29 @@ async fn what_is_left_at_the_deadline_is_ended() {
 }
 
 #[tokio::test]
+async fn a_silent_stream_is_ended_in_order_and_the_process_leaves() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let route = route(&[backend.local_addr().unwrap()]);
+    let yaml = route + "  drain: { streams_after: 200ms, deadline: 10m }\n";
+    let mut proxy = ProxyProcess::start(&yaml).await;
+    let stream = reqwest::Client::new().get(proxy.url("/mcp"));
+    let stream = tokio::spawn(stream.header("accept", "text/event-stream").send());
+    let (mut wire, _) = Wire::accept(&backend).await;
+    wire.send(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
+    )
+    .await;
+    wire.send_chunk(b"data: 1\n\n").await;
+    let stream = within("the stream", stream).await.unwrap().unwrap();
+
+    proxy.signal("TERM");
+    let events = within("the stream's end", stream.text()).await;
+    assert_eq!(events.unwrap(), "data: 1\n\n");
+    wire.until_closed().await;
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
 async fn sigint_ends_at_once_also_while_it_ends() {
     for while_ending in [false, true] {
         let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -151,14 +151,10 @@ async fn http_1_1_needs_a_host_and_http_1_0_does_not() {
 #[tokio::test]
 async fn no_session_id_is_too_long_or_too_strange_for_an_answer() {
     let edge = Edge::start().await;
-    for id in ["", "é", &"a".repeat(33), &"a".repeat(900_000)] {
+    for id in ["", "é", &"a".repeat(33), &"a".repeat(60_000)] {
         let lie = post(&format!("Content-Length: 2\r\nMcp-Session-Id: {id}"), "{}");
         edge.refuses(&lie, 404).await;
     }
-    // The header ends where the limit does, so that all of it is read before the answer.
-    let start = post("Mcp-Session-Id: ", "").replace("\r\n\r\n", "");
-    let lie = format!("{start}{}", "a".repeat(MAX_HEADER - start.len()));
-    edge.refuses(&lie, 400).await;
 }
 
 #[tokio::test]
@@ -274,8 +270,6 @@ async fn a_path_is_matched_as_it_is_written() {
         let lie = post("Content-Length: 2", "{}").replacen("/mcp", path, 1);
         edge.refuses(&lie, 404).await;
     }
-    edge.refuses(&request("OPTIONS * HTTP/1.1", "", ""), 404)
-        .await;
     for path in [
         "/mcp/a%2fb",
         "/mcp/a%5Cb",
@@ -550,23 +544,30 @@ async fn a_body_is_passed_or_read_whatever_the_method() {
 }
 
 #[tokio::test]
-async fn a_header_has_256_fields_and_1_mib_at_most_and_64_kib_of_target() {
-    let edge = Edge::start().await;
+async fn whatever_the_limits_a_header_has_256_fields_and_1_mib_at_most_and_64_kib_of_target() {
+    let raised = "  limits: { max_headers: 2000, max_header_size: 4MiB }\n";
+    let edge = Edge::with(raised).await;
     let fields = |count: usize| {
         let fields = (0..count).map(|n| format!("X-{n}: a\r\n"));
         post(&(fields.collect::<String>() + "Content-Length: 2"), "{}")
     };
     edge.refuses(&fields(1000), 400).await;
     edge.refuses(&fields(255), 400).await;
-    let (_proxy, mut backend, header) = raw(&fields(254)).await;
-    assert!(header.contains("X-253: a\r\n"), "{header}");
-    backend.receive("{}").await;
 
     let long = "a".repeat(64 * 1024);
-    let (_proxy, mut backend, header) =
-        raw(&post(&format!("X-A: {long}\r\nContent-Length: 2"), "{}")).await;
-    assert!(header.contains(&long), "{}", header.len());
-    backend.receive("{}").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::with(&(route(&[listener.local_addr().unwrap()]) + raised));
+    for (passes, part) in [
+        (fields(254), "X-253: a\r\n"),
+        (
+            post(&format!("X-A: {long}\r\nContent-Length: 2"), "{}"),
+            &long,
+        ),
+    ] {
+        Wire::connect(proxy.address).await.send(&passes).await;
+        let (_, header) = Wire::accept(&listener).await;
+        assert!(header.contains(part), "{}", header.len());
+    }
 
     edge.refuses(&format!("POST /mcp?{}", "a".repeat(MAX_HEADER - 10)), 400)
         .await;
