@@ -2,8 +2,9 @@
 //!
 //! The suite (`@modelcontextprotocol/conformance`) calls tools, prompts and resources by fixed
 //! names, and expects of each what its scenario describes. Any server may answer any stateless
-//! request; only what a trigger changes is told to those who listen at the same server.
+//! request; what a trigger changes is told to all who listen, where the servers share a broker.
 
+mod changes;
 mod content;
 mod hang_up;
 mod questions;
@@ -20,26 +21,20 @@ use rmcp::transport::streamable_http_server::session::local::LocalSessionManager
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{ServerHandler, tool_handler};
 use serde_json::json;
-use tokio::sync::broadcast;
 
+use self::changes::Change;
 use super::{Context, failed};
+
+pub(super) use self::changes::Changes;
 
 /// One of these serves each session, and one each request that has no session.
 struct Fixture {
     /// The lowest level that the session wants to hear of.
     log_level: AtomicU8,
-    changes: broadcast::Sender<Change>,
+    changes: Changes,
 }
 
-/// A list that is not what it was.
-#[derive(Clone, Copy)]
-enum Change {
-    Tools,
-    Prompts,
-}
-
-pub(super) fn router(config: StreamableHttpServerConfig) -> Router {
-    let changes = broadcast::Sender::new(CHANGES);
+pub(super) fn router(config: StreamableHttpServerConfig, changes: Changes) -> Router {
     let fixture = move || {
         Ok(Fixture {
             log_level: AtomicU8::new(LoggingLevel::Debug as u8),
@@ -163,7 +158,7 @@ impl ServerHandler for Fixture {
     }
 
     async fn listen(&self, subscription: SubscriptionContext) -> Result<(), ErrorData> {
-        let mut changes = self.changes.subscribe();
+        let mut changes = self.changes.listen();
         loop {
             let change = tokio::select! {
                 change = changes.recv() => change.map_err(failed)?,
@@ -184,6 +179,4 @@ impl ServerHandler for Fixture {
     }
 }
 
-/// How many changes a listener may lag behind.
-const CHANGES: usize = 16;
 const PLACES: [&str; 3] = ["paris", "park", "party"];

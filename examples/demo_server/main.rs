@@ -1,13 +1,14 @@
 //! A real MCP server on the official Rust SDK, to see every kind of stream pass the proxy.
 //!
 //! ```text
-//! cargo run --example demo_server [ADDRESS] [NAME]      default: 127.0.0.1:3000 demo
+//! cargo run --example demo_server [ADDRESS] [NAME] [BROKER]      default: 127.0.0.1:3000 demo
 //! ```
 //!
 //! Port 0 takes a free port; the one line on stdout says which. Start it twice with two names, and
 //! the tool `whoami` tells which backend answered. Both eras are served at `/mcp`: sessions for the
 //! revisions up to 2025-11-25, and none for 2026-07-28. `/conformance` is a second server, with
-//! what the official conformance suite asks for.
+//! what the official conformance suite asks for. BROKER is the address of what tells several such
+//! servers of each other's changes: it sends each byte that it gets to all of them.
 
 #![expect(
     deprecated,
@@ -31,8 +32,10 @@ use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{Json, RoleServer, ServerHandler};
 use rmcp::{prompt, prompt_handler, prompt_router, tool, tool_handler, tool_router};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+
+use conformance::Changes;
 
 type Context = RequestContext<RoleServer>;
 
@@ -83,7 +86,12 @@ async fn main() -> io::Result<()> {
     // The SDK's own defaults: a loopback `Host` only, a priming event, a comment every 15 s.
     let config = StreamableHttpServerConfig::default();
     let stop = config.cancellation_token.clone(); // ends the open streams, too
-    let router = router(name, config);
+    let changes = match arguments.next() {
+        Some(broker) => Changes::of_all(TcpStream::connect(broker).await?),
+        None => Changes::of_this_server(),
+    };
+    let conformance = conformance::router(config.clone(), changes);
+    let router = router(name, config).merge(conformance);
 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -108,15 +116,12 @@ async fn main() -> io::Result<()> {
 }
 
 pub(crate) fn router(name: String, config: StreamableHttpServerConfig) -> Router {
-    let conformance = conformance::router(config.clone());
     let service = StreamableHttpService::new(
         move || Ok(DemoServer { name: name.clone() }),
         LocalSessionManager::default().into(),
         config,
     );
-    Router::new()
-        .route_service("/mcp", service)
-        .merge(conformance)
+    Router::new().route_service("/mcp", service)
 }
 
 #[tool_router]

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::{Context, failed, is_stateless};
-use super::{Change, Fixture, hang_up};
+use super::changes::Change;
+use super::{Fixture, hang_up};
 
 #[derive(Deserialize, JsonSchema)]
 struct Sample {
@@ -191,7 +192,7 @@ impl Fixture {
 
     async fn tell(&self, context: &Context, change: Change) -> Result<String, ErrorData> {
         if is_stateless(context) {
-            let _nobody_listens = self.changes.send(change);
+            self.changes.tell(change).await.map_err(failed)?;
             return Ok("told those who listen".to_owned());
         }
         let sent = match change {
