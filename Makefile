@@ -3,11 +3,11 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test mutations bench audit tools-build tools-test
+.PHONY: help run check test mutations conformance bench audit tools-build tools-test
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
-		printf '%-12s %s\n' "$$target" "$$what"; done
+		printf '%-16s %s\n' "$$target" "$$what"; done
 
 run: tools-build ## Build and start a demo MCP server with the proxy in front of it
 	cargo build --release --locked --bins --example demo_server
@@ -22,6 +22,11 @@ check: tools-test ## The quick checks: format, dependencies, lints, docs
 
 test: check ## The quick checks, then all tests
 	cargo test --locked
+	@$(MAKE) --no-print-directory conformance
+
+conformance: tools-test ## The official conformance suite, directly and through the proxy (WRITE=1: keep its tables)
+	cargo build --locked --bins --example demo_server
+	node tests/conformance/run.mjs $(if $(WRITE),--write)
 
 mutations: tools-build ## Break each rule of the proxy once, and see which test notices (a part of the tests)
 	cargo test --locked --test mutations -- --nocapture
