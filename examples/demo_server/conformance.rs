@@ -45,7 +45,10 @@ pub(super) fn router(config: StreamableHttpServerConfig, changes: Changes) -> Ro
         StreamableHttpService::new(fixture, LocalSessionManager::default().into(), config);
     Router::new()
         .route_service("/conformance", service)
-        .layer(middleware::from_fn(hang_up::when_asked))
+        .layer(middleware::from_fn_with_state(
+            hang_up::Resumed::new(RESUMED),
+            hang_up::when_asked,
+        ))
 }
 
 impl Fixture {
@@ -179,4 +182,6 @@ impl ServerHandler for Fixture {
     }
 }
 
+/// How many resumed streams a tool that waits for its own may lag behind.
+const RESUMED: usize = 16;
 const PLACES: [&str; 3] = ["paris", "park", "party"];

@@ -71,9 +71,7 @@ impl Fixture {
         if is_stateless(&context) {
             return "revision 2026-07-28 has no resumption".to_owned();
         }
-        tokio::time::sleep(PAUSE).await; // the priming event has to be out
-        hang_up::now(&request);
-        tokio::time::sleep(PAUSE).await;
+        hang_up::until_resumed(&request).await;
         "answered on a resumed stream".to_owned()
     }
 
