@@ -6,7 +6,6 @@
 
 mod changes;
 mod content;
-mod hang_up;
 mod questions;
 mod streams;
 
@@ -23,7 +22,7 @@ use rmcp::{ServerHandler, tool_handler};
 use serde_json::json;
 
 use self::changes::Change;
-use super::{Context, failed};
+use super::{Context, failed, hang_up};
 
 pub(super) use self::changes::Changes;
 

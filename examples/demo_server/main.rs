@@ -16,6 +16,7 @@
 )]
 
 mod conformance;
+mod hang_up;
 
 use std::io::{self, Write};
 use std::time::Duration;
