@@ -7,8 +7,9 @@
 //! Port 0 takes a free port; the one line on stdout says which. Start it twice with two names, and
 //! the tool `whoami` tells which backend answered. Both eras are served at `/mcp`: sessions for the
 //! revisions up to 2025-11-25, and none for 2026-07-28. `/conformance` is a second server, with
-//! what the official conformance suite asks for. BROKER is the address of what tells several such
-//! servers of each other's changes: it sends each byte that it gets to all of them.
+//! what the official conformance suite asks for, and `/interop` a third, for tests/interop. BROKER is
+//! the address of what tells several such servers of each other's changes: it sends each byte that it
+//! gets to all of them.
 
 #![expect(
     deprecated,
@@ -17,6 +18,7 @@
 
 mod conformance;
 mod hang_up;
+mod interop;
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -117,12 +119,13 @@ async fn main() -> io::Result<()> {
 }
 
 pub(crate) fn router(name: String, config: StreamableHttpServerConfig) -> Router {
+    let interop = interop::router(config.clone());
     let service = StreamableHttpService::new(
         move || Ok(DemoServer { name: name.clone() }),
         LocalSessionManager::default().into(),
         config,
     );
-    Router::new().route_service("/mcp", service)
+    Router::new().route_service("/mcp", service).merge(interop)
 }
 
 #[tool_router]
