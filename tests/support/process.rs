@@ -198,6 +198,14 @@ impl Program {
         }
     }
 
+    /// Where a server listens, once it has written `listening on http://<address>/mcp`.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let log = self.log();
+        let (_, line) = log.split_once("listening on http://")?;
+        let (address, _) = line.split_once("/mcp\n")?;
+        Some(address.parse().unwrap())
+    }
+
     /// Waits until `is_ready` says so, and says no if the program ends before that.
     pub async fn until(&mut self, is_ready: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + START_LIMIT;

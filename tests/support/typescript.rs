@@ -16,10 +16,10 @@ impl ExampleServer {
     /// Starts it.
     pub async fn start() -> Self {
         let mut program = Program::start(&mut node("everything.mjs"));
-        let listens = program.until(|server| listening(server).is_some()).await;
+        let listens = program.until(|server| server.address().is_some()).await;
         assert!(listens, "it did not start: {}", program.log());
         Self {
-            address: listening(&program).unwrap(),
+            address: program.address().unwrap(),
             program,
         }
     }
@@ -32,16 +32,6 @@ impl ExampleServer {
             .filter_map(|line| line.strip_prefix("Session initialized with ID: "));
         ids.map(str::to_owned).collect()
     }
-}
-
-fn listening(server: &Program) -> Option<SocketAddr> {
-    let log = server.log();
-    let address = log
-        .split("listening on http://")
-        .nth(1)?
-        .split_once("/mcp\n")?
-        .0;
-    Some(address.parse().unwrap())
 }
 
 /// A command for a script of `tests/typescript`.
