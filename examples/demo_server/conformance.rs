@@ -45,7 +45,7 @@ pub(super) fn router(config: StreamableHttpServerConfig, changes: Changes) -> Ro
     Router::new()
         .route_service("/conformance", service)
         .layer(middleware::from_fn_with_state(
-            hang_up::Resumed::new(RESUMED),
+            hang_up::resumed(),
             hang_up::when_asked,
         ))
 }
@@ -181,6 +181,4 @@ impl ServerHandler for Fixture {
     }
 }
 
-/// How many resumed streams a tool that waits for its own may lag behind.
-const RESUMED: usize = 16;
 const PLACES: [&str; 3] = ["paris", "park", "party"];

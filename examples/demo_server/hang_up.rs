@@ -27,6 +27,11 @@ struct HangUp {
 /// The sessions of which a stream was just resumed.
 pub(super) type Resumed = Sender<HeaderValue>;
 
+/// The state of [`when_asked`], one for each server.
+pub(super) fn resumed() -> Resumed {
+    Resumed::new(RESUMED)
+}
+
 pub(super) async fn when_asked(
     State(resumed): State<Resumed>,
     mut request: Request,
@@ -76,3 +81,5 @@ pub(super) async fn until_resumed(request: &Parts) {
 
 const SESSION_ID: &str = "mcp-session-id";
 const LIMIT: Duration = Duration::from_secs(20);
+/// How many resumed streams a tool that waits for its own may lag behind.
+const RESUMED: usize = 16;

@@ -5,10 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::middleware;
 use rmcp::handler::server::tool::{Extension, InputResponses};
 use rmcp::handler::server::wrapper::Parameters;
 use rmcp::model::*;
@@ -27,8 +25,6 @@ struct Matrix {
     demo: DemoServer,
     calls: Arc<Mutex<HashMap<String, HeldCall>>>,
     tools_changed: broadcast::Sender<()>,
-    /// A client has come back for the rest of a stream.
-    resumed: Arc<Notify>,
 }
 
 #[derive(Clone)]
@@ -45,8 +41,6 @@ struct Gate {
 pub(super) fn router(config: StreamableHttpServerConfig) -> Router {
     let calls = Arc::default();
     let tools_changed = broadcast::Sender::new(CHANGES);
-    let resumed = Arc::new(Notify::new());
-    let tell_resumed = middleware::from_fn_with_state(Arc::clone(&resumed), when_resumed);
     let matrix = move || {
         Ok(Matrix {
             demo: DemoServer {
@@ -54,7 +48,6 @@ pub(super) fn router(config: StreamableHttpServerConfig) -> Router {
             },
             calls: Arc::clone(&calls),
             tools_changed: tools_changed.clone(),
-            resumed: Arc::clone(&resumed),
         })
     };
     let mut sessions = LocalSessionManager::default();
@@ -62,21 +55,10 @@ pub(super) fn router(config: StreamableHttpServerConfig) -> Router {
     let service = StreamableHttpService::new(matrix, sessions.into(), config);
     Router::new()
         .route_service("/interop", service)
-        .layer(middleware::from_fn(hang_up::when_asked))
-        .layer(tell_resumed)
-}
-
-async fn when_resumed(
-    State(resumed): State<Arc<Notify>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let is_resumed = request.headers().contains_key("last-event-id");
-    let response = next.run(request).await;
-    if is_resumed {
-        resumed.notify_waiters();
-    }
-    response
+        .layer(middleware::from_fn_with_state(
+            hang_up::resumed(),
+            hang_up::when_asked,
+        ))
 }
 
 #[tool_router]
@@ -182,11 +164,7 @@ impl Matrix {
     /// Ends its stream, and answers on the one that resumes it.
     #[tool]
     async fn hang_up(&self, Extension(request): Extension<Parts>) -> String {
-        tokio::time::sleep(PAUSE).await; // the priming event has to be out
-        let resumed = self.resumed.notified();
-        hang_up::now(&request);
-        // Without a store of events, the SDK keeps no answer for a client that is not there.
-        resumed.await;
+        hang_up::until_resumed(&request).await;
         "answered on a resumed stream".to_owned()
     }
 
@@ -239,7 +217,6 @@ impl ServerHandler for Matrix {
 const ANSWER: &str = "answer";
 /// How many changes a listener may lag behind.
 const CHANGES: usize = 16;
-const PAUSE: Duration = Duration::from_millis(200);
 /// How soon a client is to resume a stream.
 const RETRY: Duration = Duration::from_millis(10);
 const UNKNOWN: &str = "unknown";
