@@ -286,6 +286,7 @@ impl Gateway {
         };
         remove_lookalikes(request, backend);
         forwarded(request, &exchange.connection)?;
+        join_cookies(request)?;
         if route.host == HostHeader::Backend {
             request.insert_header(header::HOST, backend.host().clone())?;
         }
@@ -707,6 +708,17 @@ fn forwarded(request: &mut RequestHeader, connection: &Connection) -> pingora_co
     match host_header(request) {
         Some(host) => request.insert_header(X_FORWARDED_HOST, host)?,
         None => drop(request.remove_header(&X_FORWARDED_HOST)),
+    }
+    Ok(())
+}
+
+/// HTTP/2 may bring cookies apart, HTTP/1.1 takes one header (RFC 9113 8.2.3).
+fn join_cookies(request: &mut RequestHeader) -> pingora_core::Result<()> {
+    let crumbs = request.headers.get_all(header::COOKIE).iter();
+    let crumbs: Vec<_> = crumbs.map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1 {
+        let joined = crumbs.join(&b"; "[..]);
+        request.insert_header(header::COOKIE, joined)?;
     }
     Ok(())
 }
