@@ -8,6 +8,7 @@
 //! The second asks every client for an API key before anything else is looked at.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::Result;
 use pingora_core::server::Server;
+use pingora_core::services::background::background_service;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_mcp::proxy::{HELD, answer_failure, connection, hold, judge, respond};
 use pingora_mcp::{Admission, Exchange, Gateway, Settings, server};
@@ -28,14 +30,16 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         server: conf, mcp, ..
     } = Settings::load(&path)?;
     let listeners = mcp.listeners.clone();
-    let gateway = server::gateway(mcp);
+    let gateway = Arc::new(server::gateway(mcp));
+    let certificates = server::certificate_watch(&listeners, Arc::clone(&gateway));
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
+    server.add_service(background_service("certificates", certificates));
     if arguments.next().is_some() {
         let mut service = http_proxy_service(&server.configuration, ApiKeyProxy { gateway });
-        for address in listeners.iter() {
-            service.add_tcp(&address.to_string());
+        for listener in listeners.iter() {
+            service.add_listener(listener.endpoint());
         }
         server.add_service(service);
     } else {
@@ -47,7 +51,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
 
 /// Lets in who has the key. The gateway's functions are called in the order of Pingora's filters.
 struct ApiKeyProxy {
-    gateway: Gateway,
+    gateway: Arc<Gateway>,
 }
 
 #[async_trait]

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -19,10 +19,12 @@ use crate::cors::CorsPolicy;
 use crate::drain::DrainSettings;
 use crate::host::HostPolicy;
 use crate::limits::{ClientLimits, ClientTimeouts};
+use crate::listener::Listeners;
 use crate::route::RouteTable;
 use crate::rules::Rules;
 use crate::session::SessionSettings;
-use crate::setting::{Count, Entries, Entry, Text, UNEXPANDED, parse, refuse};
+use crate::setting::{Count, Text, UNEXPANDED, parse, refuse};
+use crate::tls::has_system_roots;
 
 /// A whole configuration file.
 #[derive(Debug)]
@@ -69,18 +71,6 @@ impl From<Config> for Rules {
             cors: config.cors,
             hosts: config.allowed_hosts,
         }
-    }
-}
-
-/// The addresses that are listened on: at least one, each once.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(from = "Entries<ListenerSection>")]
-pub struct Listeners(Vec<SocketAddr>);
-
-impl Listeners {
-    /// The addresses, in the order of the file.
-    pub fn iter(&self) -> impl Iterator<Item = SocketAddr> {
-        self.0.iter().copied()
     }
 }
 
@@ -143,56 +133,13 @@ impl Settings {
         if document.max_retries.is_none() {
             server.max_retries = DEFAULT_ATTEMPTS;
         }
+        if !has_system_roots() {
+            server.ca_file = Some(NO_AUTHORITIES.to_owned());
+        }
         Ok(Self {
             server,
             mcp: document.mcp,
         })
-    }
-}
-
-/// An entry of `mcp.listeners` in the configuration file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListenerSection {
-    /// An IP address and a port.
-    address: Address,
-}
-
-impl Entry for ListenerSection {
-    const DUPLICATE: &'static str = "duplicate address: expected each once";
-
-    fn is_same(&self, other: &Self) -> bool {
-        self.address == other.address
-    }
-}
-
-impl From<Entries<ListenerSection>> for Listeners {
-    fn from(Entries(sections): Entries<ListenerSection>) -> Self {
-        let addresses = sections.into_iter().map(|section| section.address.0);
-        Self(addresses.collect())
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Address(SocketAddr);
-
-impl<'de> Deserialize<'de> for Address {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parse::<Text, _, _>(deserializer)
-    }
-}
-
-impl TryFrom<Text> for Address {
-    type Error = &'static str;
-
-    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() != 0 => Ok(Self(address)),
-            Ok(_) => Err("port zero: expected the port that clients connect to"),
-            Err(_) => {
-                Err("not an address: expected an IP address and a port, such as 127.0.0.1:8080")
-            }
-        }
     }
 }
 
@@ -229,6 +176,9 @@ impl<'de> Visitor<'de> for DocumentVisitor {
                 TopLevelKey::OptionalCount => drop(map.next_value::<Option<Count>>()?),
                 TopLevelKey::Ipv4 => drop(map.next_value::<Vec<Ip<Ipv4Addr>>>()?),
                 TopLevelKey::Ipv6 => drop(map.next_value::<Vec<Ip<Ipv6Addr>>>()?),
+                TopLevelKey::CaFile => {
+                    let _: Option<OfBackend> = map.next_value()?;
+                }
                 TopLevelKey::Other => {
                     let Expanded = map.next_value()?;
                 }
@@ -250,6 +200,8 @@ enum TopLevelKey {
     /// Pingora panics where one is no address.
     Ipv4,
     Ipv6,
+    /// Pingora panics where it holds none, and does not read it again.
+    CaFile,
     Other,
 }
 
@@ -277,6 +229,7 @@ impl TryFrom<String> for TopLevelKey {
             "grace_period_seconds" | "graceful_shutdown_timeout_seconds" => {
                 Err("not used by this proxy: expected 'mcp.drain.deadline' in its place")
             }
+            "ca_file" => Ok(Self::CaFile),
             _ if pingora_keys().contains(&key) => Ok(Self::Other),
             _ => Err("unknown key: expected 'mcp' or one of Pingora's keys"),
         }
@@ -295,6 +248,16 @@ impl<'de, A: FromStr> Deserialize<'de> for Ip<A> {
                 "not an address: expected one of the IP version that the key names",
             )),
         }
+    }
+}
+
+/// What stands with each backend here.
+struct OfBackend;
+
+impl<'de> Deserialize<'de> for OfBackend {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Text(_) = Text::deserialize(deserializer)?;
+        Err(refuse("not used here: expected 'tls.ca' of a backend"))
     }
 }
 
@@ -415,3 +378,7 @@ fn wrong_kind(expected: &str) -> String {
 
 /// How many backends are tried for a request before it is given up.
 const DEFAULT_ATTEMPTS: usize = 3;
+
+/// Pingora reads the system's authorities at the start where it is given no file of others, and
+/// panics where there are none.
+const NO_AUTHORITIES: &str = "/dev/null";

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
@@ -78,6 +79,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         let stream = ClientStream {
             is_http_2: matches!(stream.selected_alpn_proto(), Some(ALPN::H2)),
             stream,
+            peeked: Bytes::new(),
             awaited: AtomicU8::new(Awaited::Request as u8),
             received: 0,
             deadline: Box::pin(sleep(self.timeouts.first_byte.0)),
@@ -173,6 +175,8 @@ enum Awaited {
 struct ClientStream {
     stream: Stream,
     is_http_2: bool,
+    /// What has been read of it to see that, and is to be read again.
+    peeked: Bytes,
     /// An [`Awaited`]: the session, which tells it, has the stream by a shared reference only.
     awaited: AtomicU8,
     /// The bytes of the header so far.
@@ -212,7 +216,7 @@ impl ClientStream {
             return self.hand_back(Rejection::HeaderTooLarge);
         }
         let before = buffer.filled().len();
-        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+        match self.poll_stream(context, buffer) {
             Poll::Pending => {
                 ready!(self.deadline.as_mut().poll(context));
                 match self.is_awaited(Awaited::Byte) {
@@ -228,6 +232,19 @@ impl ClientStream {
         }
     }
 
+    fn poll_stream(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.peeked.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let length = self.peeked.len().min(buffer.remaining());
+        buffer.put_slice(&self.peeked.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+
     fn receive(&mut self, bytes: usize) {
         if bytes > 0 && self.is_awaited(Awaited::Byte) {
             self.wait_for(Awaited::Header);
@@ -235,7 +252,7 @@ impl ClientStream {
         }
         self.received += bytes as u64;
         // What follows in HTTP/2 is bounded by Pingora's own idle timeout.
-        if self.is_http_2 && self.received >= HTTP_2_PREFACE {
+        if self.is_http_2 && self.received >= HTTP_2_PREFACE.len() as u64 {
             self.wait_for(Awaited::Nothing);
         }
     }
@@ -262,7 +279,7 @@ impl AsyncRead for ClientStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.is_awaited(Awaited::Nothing) {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
+            return self.poll_stream(context, buffer);
         }
         self.poll_header(context, buffer)
     }
@@ -307,8 +324,20 @@ impl Shutdown for ClientStream {
 
 #[async_trait]
 impl Peek for ClientStream {
+    /// Whether HTTP/2 begins here, which is all that it is asked for: the read ends with the first
+    /// byte that says no. Within the limits of a header, which a read of the stream is without.
     async fn try_peek(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
-        self.stream.try_peek(buffer).await
+        let mut read = 0;
+        while read < buffer.len() && HTTP_2_PREFACE.starts_with(&buffer[..read]) {
+            let length = self.read(&mut buffer[read..]).await?;
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            read += length;
+        }
+        self.peeked = Bytes::copy_from_slice(&buffer[..read]);
+        self.is_http_2 = self.peeked == HTTP_2_PREFACE;
+        Ok(true)
     }
 }
 
@@ -393,4 +422,4 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 const WITHOUT_LIMIT: u64 = 0;
 
 /// RFC 9113 3.4.
-const HTTP_2_PREFACE: u64 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len() as u64;
+const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -75,6 +75,11 @@ impl Gateway {
         self.rules.store(Arc::new(rules));
     }
 
+    /// What it goes by now.
+    pub(crate) fn rules(&self) -> Arc<Rules> {
+        self.rules.load_full()
+    }
+
     /// Gives clients these limits in place of the default ones.
     pub fn with_limits(self, timeouts: ClientTimeouts, limits: ClientLimits) -> Self {
         Self {

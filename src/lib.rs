@@ -43,6 +43,7 @@ pub mod exchange;
 pub mod gateway;
 pub mod host;
 pub mod limits;
+pub mod listener;
 pub mod load;
 pub mod mcp;
 pub mod message;
@@ -56,6 +57,7 @@ pub mod server;
 pub mod session;
 pub mod setting;
 pub mod streams;
+pub mod tls;
 
 pub use config::{Config, ConfigError, Settings};
 pub use exchange::{Connection, Exchange, SessionOutcome};

@@ -110,10 +110,10 @@ impl ProxyHttp for McpProxy {
         // Nothing of the request has been read or sent, so that another backend may have it.
         if self.gateway.another_backend(exchange) {
             error.set_retry(true);
-            let cause = error.etype().as_str();
             log::warn!(
-                "trying another backend: {:?}, cause {cause}",
-                exchange.unreachable()
+                "trying another backend: {:?}, cause {}",
+                exchange.unreachable(),
+                cause(&error)
             );
         }
         error
@@ -360,10 +360,19 @@ fn log_failure(error: &Error, exchange: &Exchange) {
         return;
     }
     let failure = Rejection::of(error).name();
-    let cause = error.etype().as_str();
+    let cause = cause(error);
     match exchange.backend() {
         Some(backend) => log::warn!("{failure}: backend {backend}, cause {cause}"),
         None => log::warn!("{failure}: cause {cause}"),
+    }
+}
+
+/// What went wrong, without anything that was sent. Of TLS, its reason is told too: nothing but
+/// names can be in it.
+fn cause(error: &Error) -> &str {
+    match (error.etype(), &error.context) {
+        (ErrorType::TLSHandshakeFailure, Some(reason)) => reason.as_str(),
+        (kind, _) => kind.as_str(),
     }
 }
 

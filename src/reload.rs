@@ -11,10 +11,11 @@ use pingora_core::services::background::BackgroundService;
 use signal_hook::consts::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, ConfigError, Listeners, Settings};
+use crate::config::{Config, ConfigError, Settings};
 use crate::drain::DrainSettings;
 use crate::gateway::Gateway;
 use crate::limits::{ClientLimits, ClientTimeouts};
+use crate::listener::Listeners;
 use crate::session::SessionSettings;
 
 /// Has a running gateway go by a configuration file that has changed: by all of it but [`Fixed`].

@@ -15,6 +15,7 @@ use crate::compatibility::Compatibility;
 use crate::discovery::{PublicUrl, WellKnown};
 use crate::policy::{MethodPolicy, Policy, ToolPolicy};
 use crate::setting::{Entries, Entry, Most, MostBytes, Text, parse};
+use crate::tls::BackendTls;
 
 /// One MCP endpoint: a path that clients use, and the backends that serve it.
 #[derive(Debug)]
@@ -200,6 +201,12 @@ impl RouteTable {
     /// All of them, most specific first.
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
         self.0.iter().map(Arc::as_ref)
+    }
+
+    /// All backends of all routes that are connected to by TLS.
+    pub(crate) fn backend_tls(&self) -> impl Iterator<Item = &BackendTls> {
+        let backends = self.iter().flat_map(|route| route.pool.iter());
+        backends.filter_map(Backend::tls)
     }
 }
 

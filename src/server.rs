@@ -4,24 +4,24 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use pingora_core::apps::HttpServerOptions;
-use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
-use pingora_core::protocols::http::v2::server::default_h2_options;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
 use pingora_proxy::{HttpProxy, http_proxy};
 
-use crate::backend::tcp_keepalive;
-use crate::config::{Config, Listeners, Settings};
+use crate::config::{Config, Settings};
 use crate::connections::Connections;
 use crate::drain::{Drain, Drained, Signals};
 use crate::gateway::Gateway;
 use crate::limits::ClientLimits;
+use crate::listener::Listeners;
 use crate::proxy::McpProxy;
 use crate::reload::{Fixed, Reload};
 use crate::session::MemoryStore;
 use crate::setting::Most;
+use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 
 /// Runs the proxy until a signal ends it. `options` are Pingora's own; the configuration file that
 /// they name is the one that `settings` have been read from, and is read again on SIGHUP.
@@ -46,9 +46,11 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
         let reload = Reload::new(file, fixed, Arc::clone(&gateway));
         pingora.add_service(background_service("reload", reload));
     }
+    let watch = certificate_watch(&listeners, Arc::clone(&gateway));
+    pingora.add_service(background_service("certificates", watch));
     let upgrade_sock = pingora.configuration.upgrade_sock.clone();
     let drain = Arc::new(Drain::new(settings, gateway.load().clone(), upgrade_sock));
-    let proxy = application(&pingora.configuration, gateway);
+    let proxy = application(&pingora.configuration, gateway, &listeners);
     let mut service = Drained::new(SERVICE, proxy, Arc::clone(&drain));
     listen(service.service(), &listeners);
     pingora.add_service(service);
@@ -71,32 +73,59 @@ pub fn proxy_service(
     gateway: impl Into<Arc<Gateway>>,
     listeners: &Listeners,
 ) -> Service<Connections<HttpProxy<McpProxy>>> {
-    let mut service = Service::new(SERVICE.to_owned(), application(conf, gateway.into()));
+    let proxy = application(conf, gateway.into(), listeners);
+    let mut service = Service::new(SERVICE.to_owned(), proxy);
     listen(&mut service, listeners);
     service
 }
 
 /// The proxy behind the bounds of its clients' connections.
-fn application(conf: &Arc<ServerConf>, gateway: Arc<Gateway>) -> Connections<HttpProxy<McpProxy>> {
+fn application(
+    conf: &Arc<ServerConf>,
+    gateway: Arc<Gateway>,
+    listeners: &Listeners,
+) -> Connections<HttpProxy<McpProxy>> {
     let (timeouts, limits) = (*gateway.timeouts(), *gateway.limits());
     let load = gateway.load().clone();
     let mut proxy = http_proxy(conf, McpProxy::new(gateway));
     let mut options = HttpServerOptions::default();
+    options.h2c = listeners.speak_h2c();
     options.h2_idle_timeout = Some(timeouts.keep_alive.0);
     proxy.server_options = Some(options);
-    // Pingora's own bounds, which a new set of options would be without.
-    let mut http_2 = default_h2_options();
-    http_2.max_header_list_size(limits.max_header_size.0.try_into().unwrap_or(u32::MAX));
-    proxy.h2_options = Some(http_2);
+    proxy.h2_options = Some(h2_options(&limits));
     Connections::new(proxy, load, timeouts, &limits)
 }
 
+/// Pingora's own, which a new set would be without, and what is bounded here. One upload that its
+/// backend does not take holds no other up: a connection may have in flight what all of its streams
+/// together may.
+fn h2_options(limits: &ClientLimits) -> H2Options {
+    let mut options = default_h2_options();
+    options.max_header_list_size(limits.max_header_size.0.try_into().unwrap_or(u32::MAX));
+    options.max_concurrent_streams(H2_STREAMS);
+    options.initial_connection_window_size(H2_STREAMS * H2_STREAM_WINDOW);
+    options
+}
+
 fn listen<A>(service: &mut Service<A>, listeners: &Listeners) {
-    for address in listeners.iter() {
-        let mut socket = TcpSocketOptions::default();
-        socket.tcp_keepalive = Some(tcp_keepalive());
-        service.add_listener(ListenerConfig::tcp(address.to_string()).tcp_socket_options(socket));
+    for listener in listeners.iter() {
+        service.add_listener(listener.endpoint());
     }
+}
+
+/// Reads the files of certificates and keys again when they change: those of `listeners`, and those
+/// of the backends that `gateway` has now. A task for
+/// `pingora_core::services::background::background_service`.
+pub fn certificate_watch(listeners: &Listeners, gateway: Arc<Gateway>) -> CertificateWatch {
+    let tls = listeners
+        .iter()
+        .filter_map(|listener| listener.tls.as_ref());
+    let of_listeners: Vec<_> = tls.flat_map(ListenerTls::files).collect();
+    CertificateWatch::new(move || {
+        let rules = gateway.rules();
+        let of_backends = rules.routes.backend_tls().flat_map(BackendTls::files);
+        of_listeners.iter().cloned().chain(of_backends).collect()
+    })
 }
 
 /// An address that cannot be listened on.
@@ -111,7 +140,8 @@ pub struct ListenError {
 /// once here, as two of them may be in each other's way.
 fn check_addresses(listeners: &Listeners) -> Result<(), ListenError> {
     let bind = |address| TcpListener::bind(address).map_err(|cause| ListenError { address, cause });
-    let held: Result<Vec<_>, _> = listeners.iter().map(bind).collect();
+    let addresses = listeners.iter().map(|listener| listener.address);
+    let held: Result<Vec<_>, _> = addresses.map(bind).collect();
     held.map(drop)
 }
 
@@ -141,8 +171,9 @@ fn fit_connections(limits: &mut ClientLimits, conf: &ServerConf) {
 /// What is listened on and what goes where, in one line.
 fn summary(config: &Config) -> String {
     let mut summary = String::from("listening on");
-    for address in config.listeners.iter() {
-        summary += &format!(" {address}");
+    for listener in config.listeners.iter() {
+        let tls = if listener.tls.is_some() { " (TLS)" } else { "" };
+        summary += &format!(" {}{tls}", listener.address);
     }
     for route in config.routes.iter() {
         summary += &format!("; {} ->", route.path);
@@ -158,3 +189,9 @@ const SERVICE: &str = "mcp";
 
 /// Descriptors of the process for other things: listeners, the log, connections being refused.
 const OTHER_DESCRIPTORS: usize = 200;
+
+/// Pingora's own limit.
+const H2_STREAMS: u32 = 100;
+
+/// RFC 9113 6.9.2.
+const H2_STREAM_WINDOW: u32 = 65_535;

@@ -178,10 +178,10 @@ impl<'de, T: Entry + Deserialize<'de>> DeserializeSeed<'de> for NextEntry<'_, T>
 pub fn parse<'de, S, T, D>(deserializer: D) -> Result<T, D::Error>
 where
     S: Deserialize<'de>,
-    T: TryFrom<S, Error = &'static str>,
+    T: TryFrom<S, Error: AsRef<str>>,
     D: Deserializer<'de>,
 {
-    T::try_from(S::deserialize(deserializer)?).map_err(refuse)
+    T::try_from(S::deserialize(deserializer)?).map_err(|problem| refuse(problem.as_ref()))
 }
 
 /// An error that says `problem`, which must not repeat a value of the file.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 /// From the bottom up: a module uses those before it and none after it.
 const LAYERS: &[&str] = &[
     "setting",
+    "tls",
     "mcp",
     "host",
     "compatibility",
@@ -14,6 +15,7 @@ const LAYERS: &[&str] = &[
     "policy",
     "cors",
     "backend",
+    "listener",
     "discovery",
     "route",
     "session",

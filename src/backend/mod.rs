@@ -23,6 +23,7 @@ use crate::compatibility::GetRefusal;
 use crate::limits::Bound;
 use crate::mcp::Call;
 use crate::setting::{Entry, Limit, Most, Period, Text, is_bare, parse, refuse};
+use crate::tls::{BackendTls, BackendTlsSection};
 
 /// One MCP server of a route.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub struct Backend {
     url: BackendUrl,
     headers: Vec<(HeaderName, HeaderValue)>,
     peer: HttpPeer,
+    tls: Option<BackendTls>,
     limits: Limits,
     /// Requests that are at this backend now, open streams included.
     in_flight: Bound,
@@ -48,7 +50,12 @@ struct Limits {
 
 impl Backend {
     pub(crate) fn new(section: BackendSection, timeouts: &Timeouts, most: Most) -> Self {
-        let mut peer = HttpPeer::new(section.url.address, false, String::new());
+        let name = section.url.tls_name.clone();
+        let mut peer = HttpPeer::new(
+            section.url.address,
+            name.is_some(),
+            name.unwrap_or_default(),
+        );
         peer.options.connection_timeout = Some(timeouts.connect.0);
         peer.options.idle_timeout = Some(timeouts.pool_idle.0);
         peer.options.tcp_keepalive = Some(tcp_keepalive());
@@ -58,6 +65,7 @@ impl Backend {
             url: section.url,
             headers: section.headers.0,
             peer,
+            tls: section.tls,
             limits: Limits {
                 get: timeouts.get.0,
                 post: timeouts.post.0,
@@ -81,6 +89,11 @@ impl Backend {
     /// `Host` as its URL says.
     pub fn host(&self) -> &HeaderValue {
         &self.url.host
+    }
+
+    /// How it is connected to by TLS, if it is.
+    pub(crate) fn tls(&self) -> Option<&BackendTls> {
+        self.tls.as_ref()
     }
 
     /// The headers that the configuration adds to every request to it.
@@ -114,6 +127,9 @@ impl Backend {
         };
         peer.options.read_timeout = limit;
         peer.options.write_timeout = limit;
+        if let Some(tls) = &self.tls {
+            tls.apply(&mut peer);
+        }
         peer
     }
 }
@@ -121,8 +137,9 @@ impl Backend {
 impl fmt::Display for Backend {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let BackendUrl { host, target, .. } = &self.url;
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
         let host = host.to_str().unwrap_or_default();
-        write!(formatter, "{} (http://{host}{target})", self.name)
+        write!(formatter, "{} ({scheme}://{host}{target})", self.name)
     }
 }
 
@@ -212,10 +229,42 @@ impl Default for Timeouts {
     }
 }
 
+/// An entry of a route's `backends` whose keys fit together.
+pub(crate) struct BackendSection {
+    name: BackendName,
+    url: BackendUrl,
+    headers: Headers,
+    tls: Option<BackendTls>,
+}
+
+impl<'de> Deserialize<'de> for BackendSection {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<BackendKeys, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<BackendKeys> for BackendSection {
+    type Error = String;
+
+    fn try_from(keys: BackendKeys) -> Result<Self, String> {
+        let tls = match (&keys.url.tls_name, keys.tls) {
+            (Some(_), tls) => Some(BackendTls::try_from(tls.unwrap_or_default())?),
+            (None, None) => None,
+            (None, Some(_)) => return Err("'tls' with an http URL: expected https".to_owned()),
+        };
+        Ok(Self {
+            name: keys.name,
+            url: keys.url,
+            headers: keys.headers,
+            tls,
+        })
+    }
+}
+
 /// An entry of a route's `backends` in the configuration file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct BackendSection {
+struct BackendKeys {
     /// What sessions are bound to.
     name: BackendName,
     /// Its MCP endpoint.
@@ -223,6 +272,9 @@ pub(crate) struct BackendSection {
     /// What each request to it gets, in place of the client's own.
     #[serde(default)]
     headers: Headers,
+    /// Who vouches for it, and what it is shown, where its URL is https.
+    #[serde(default)]
+    tls: Option<BackendTlsSection>,
 }
 
 impl Entry for BackendSection {
@@ -239,6 +291,8 @@ struct BackendUrl {
     address: SocketAddr,
     host: HeaderValue,
     target: Uri,
+    /// The host, where the scheme is https: what the backend's certificate must be for.
+    tls_name: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for BackendUrl {
@@ -254,10 +308,7 @@ impl TryFrom<Text> for BackendUrl {
         const EXPECTED: &str =
             "not a URL of an MCP server: expected one such as http://127.0.0.1:3000/mcp";
         let url = Url::parse(&text).map_err(|_| EXPECTED)?;
-        if url.scheme() == "https" {
-            return Err("https is not supported for backends yet: expected http");
-        }
-        let is_plain = url.scheme() == "http" && is_bare(&url);
+        let is_plain = ["http", "https"].contains(&url.scheme()) && is_bare(&url);
         let (true, Some(host), Some(port)) =
             (is_plain, url.host_str(), url.port_or_known_default())
         else {
@@ -266,6 +317,8 @@ impl TryFrom<Text> for BackendUrl {
         if port == 0 {
             return Err("port zero: expected the port of an MCP server");
         }
+        let name = host.trim_matches(['[', ']']).to_owned();
+        let tls_name = (url.scheme() == "https").then_some(name);
         let host = match url.port() {
             Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
             None => HeaderValue::try_from(host),
@@ -284,6 +337,7 @@ impl TryFrom<Text> for BackendUrl {
             address,
             host: host.map_err(|_| EXPECTED)?,
             target: Uri::try_from(url.path()).map_err(|_| EXPECTED)?,
+            tls_name,
         })
     }
 }

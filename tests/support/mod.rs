@@ -11,6 +11,7 @@ pub mod mutant;
 pub mod mutation;
 pub mod process;
 pub mod relay;
+pub mod tls;
 pub mod typescript;
 pub mod wire;
 
@@ -27,6 +28,7 @@ use http::{HeaderMap, Method, Uri};
 use pingora_core::server::{Fds, ListenFds};
 use pingora_core::services::Service;
 use pingora_mcp::session::SessionStore;
+use pingora_mcp::tls::CertificateWatch;
 use pingora_mcp::{Gateway, Load, Settings, server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -39,6 +41,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     /// What its clients have now.
     pub load: Load,
+    pub certificates: CertificateWatch,
     _running: watch::Sender<bool>,
 }
 
@@ -55,16 +58,22 @@ impl Proxy {
 
     /// A proxy as [`with`](Self::with), on another address, whose port the system chooses.
     pub fn listening_on(address: SocketAddr, mcp: &str) -> Self {
-        Self::start(address, mcp, server::gateway)
+        Self::start(address, "", mcp, server::gateway)
+    }
+
+    /// A proxy as [`with`](Self::with), its listener with `keys` beside its address.
+    pub fn listening(keys: &str, mcp: &str) -> Self {
+        Self::start(LOOPBACK, keys, mcp, server::gateway)
     }
 
     /// A proxy as [`with`](Self::with), its sessions in `store`.
     pub fn with_store(mcp: &str, store: Arc<dyn SessionStore>) -> Self {
-        Self::start(LOOPBACK, mcp, |mcp| Gateway::new(mcp.into(), store))
+        Self::start(LOOPBACK, "", mcp, |mcp| Gateway::new(mcp.into(), store))
     }
 
     fn start(
         address: SocketAddr,
+        keys: &str,
         mcp: &str,
         gateway: impl FnOnce(pingora_mcp::Config) -> Gateway,
     ) -> Self {
@@ -75,12 +84,13 @@ impl Proxy {
         let mut fds = Fds::new();
         fds.add(address.to_string(), socket.into_raw_fd());
 
-        let yaml = format!("version: 1\nmcp:\n  listeners:\n    - address: {address}\n{mcp}");
+        let yaml = format!("version: 1\nmcp:\n  listeners:\n    - address: {address}\n{keys}{mcp}");
         let settings = || Settings::parse("test.yaml", &yaml, HashMap::new()).unwrap();
         let Settings { server, mcp, .. } = settings();
         let listeners = mcp.listeners.clone();
-        let (server, gateway) = (Arc::new(server), gateway(mcp));
+        let (server, gateway) = (Arc::new(server), Arc::new(gateway(mcp)));
         let load = gateway.load().clone();
+        let certificates = server::certificate_watch(&listeners, Arc::clone(&gateway));
         let mut service: Box<dyn Service> = match Mutation::from_environment() {
             Some(mutation) => mutant::service(&server, gateway, settings().mcp, mutation),
             None => Box::new(server::proxy_service(&server, gateway, &listeners)),
@@ -91,6 +101,7 @@ impl Proxy {
         Self {
             address: relay::in_front_of(address),
             load,
+            certificates,
             _running: running,
         }
     }

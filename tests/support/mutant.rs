@@ -31,7 +31,7 @@ use super::mutation::Mutation;
 /// A service with `mutation`, to host in place of the real one. `config` is the gateway's own.
 pub fn service(
     conf: &Arc<pingora_core::server::configuration::ServerConf>,
-    gateway: Gateway,
+    gateway: Arc<Gateway>,
     config: Config,
     mutation: Mutation,
 ) -> Box<dyn Service> {
@@ -44,8 +44,8 @@ pub fn service(
     };
     let mut service: listening::Service<HttpProxy<Mutant>> =
         http_proxy_service_with_name(conf, mutant, "mutant");
-    for address in listeners.iter() {
-        service.add_tcp(&address.to_string());
+    for listener in listeners.iter() {
+        service.add_listener(listener.endpoint());
     }
     Box::new(service)
 }

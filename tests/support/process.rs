@@ -11,6 +11,8 @@ pub struct ProxyProcess {
     pub address: SocketAddr,
     program: Program,
     configuration: PathBuf,
+    /// Of its listener, beside its address.
+    keys: String,
 }
 
 impl ProxyProcess {
@@ -21,13 +23,19 @@ impl ProxyProcess {
 
     /// A proxy as [`start`](Self::start), with `environment` added to this process's.
     pub async fn with_environment(mcp: &str, environment: &[(&str, &str)]) -> Self {
+        Self::listening("", mcp, environment).await
+    }
+
+    /// A proxy as [`with_environment`](Self::with_environment), its listener with `keys` beside
+    /// its address.
+    pub async fn listening(keys: &str, mcp: &str, environment: &[(&str, &str)]) -> Self {
         let command = || {
             let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
             command.env_remove("RUST_LOG");
             command.envs(environment.iter().copied());
             command
         };
-        Self::run(mcp, command).await
+        Self::run(keys, mcp, command).await
     }
 
     /// A proxy as [`start`](Self::start), that may have `most` descriptors and is given fewer.
@@ -38,11 +46,11 @@ impl ProxyProcess {
             command.args(["-c", &limited, env!("CARGO_BIN_EXE_pingora-mcp")]);
             command
         };
-        Self::run(mcp, command).await
+        Self::run("", mcp, command).await
     }
 
     /// Runs `command` with `-c` and the file of its configuration.
-    async fn run(mcp: &str, command: impl Fn() -> Command) -> Self {
+    async fn run(keys: &str, mcp: &str, command: impl Fn() -> Command) -> Self {
         // Between this bind and the proxy's own, anybody may take the port; then another is tried.
         for _ in 0..5 {
             let address = TcpListener::bind("127.0.0.1:0")
@@ -50,7 +58,7 @@ impl ProxyProcess {
                 .local_addr()
                 .unwrap();
             let configuration = scratch_file("yaml");
-            std::fs::write(&configuration, document(address, mcp)).unwrap();
+            std::fs::write(&configuration, document(address, keys, mcp)).unwrap();
 
             let mut program = Program::start(command().arg("-c").arg(&configuration));
             // Before it says so, it listens for a moment to try the address.
@@ -63,6 +71,7 @@ impl ProxyProcess {
                     address,
                     program,
                     configuration,
+                    keys: keys.to_owned(),
                 };
             }
             std::fs::remove_file(configuration).unwrap();
@@ -88,7 +97,7 @@ impl ProxyProcess {
 
     /// Puts `mcp` in place of what stands below `mcp:` in its file, and sends SIGHUP.
     pub fn replace_configuration(&self, mcp: &str) {
-        std::fs::write(&self.configuration, document(self.address, mcp)).unwrap();
+        std::fs::write(&self.configuration, document(self.address, &self.keys, mcp)).unwrap();
         self.program.signal("HUP");
     }
 
@@ -111,6 +120,7 @@ impl ProxyProcess {
             address: self.address,
             program: Program::start(command.env_remove("RUST_LOG")),
             configuration: self.configuration.clone(),
+            keys: self.keys.clone(),
         }
     }
 
@@ -232,11 +242,11 @@ impl Drop for Program {
     }
 }
 
-fn document(address: SocketAddr, mcp: &str) -> String {
+fn document(address: SocketAddr, keys: &str, mcp: &str) -> String {
     let folder = env!("CARGO_TARGET_TMPDIR");
     let port = address.port();
     format!(
-        "version: 1\nupgrade_sock: {folder}/{port}.sock\nmcp:\n  listeners:\n    - address: {address}\n{mcp}"
+        "version: 1\nupgrade_sock: {folder}/{port}.sock\nmcp:\n  listeners:\n    - address: {address}\n{keys}{mcp}"
     )
 }
 

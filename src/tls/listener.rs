@@ -1,0 +1,212 @@
+//! What a listener shows its clients, and which of them it lets in.
+
+use std::sync::Arc;
+
+use pingora_core::listeners::ALPN;
+use pingora_core::listeners::tls::TlsSettings;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use serde::{Deserialize, Deserializer};
+
+use super::{
+    ChainFile, KeyFile, Problem, RootsFile, Watched, WatchedFiles, chain, default_provider,
+    identity, is_certificate, roots,
+};
+use crate::setting::{Entries, Entry, parse};
+
+/// `tls` of a listener: its certificates, and whose clients it lets in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerTls {
+    certificates: Arc<Certificates>,
+    clients: Option<Arc<Clients>>,
+}
+
+impl ListenerTls {
+    /// For Pingora: HTTP/2 with clients that know it, else HTTP/1.1.
+    pub(crate) fn settings(&self) -> TlsSettings {
+        // The paths are for files that Pingora would read itself, once.
+        let mut settings = TlsSettings::intermediate("", "").expect("no file is looked at");
+        settings.set_cert_resolver(Arc::clone(&self.certificates) as _);
+        if let Some(clients) = &self.clients {
+            settings.set_client_cert_verifier(Arc::clone(clients) as _);
+        }
+        settings.set_alpn(ALPN::H2H1);
+        settings
+    }
+
+    pub(crate) fn files(&self) -> Vec<Arc<dyn WatchedFiles>> {
+        let certificates = self.certificates.0.iter();
+        let mut files: Vec<Arc<dyn WatchedFiles>> = certificates
+            .map(|Identity(files)| Arc::clone(files) as _)
+            .collect();
+        files.extend(
+            self.clients
+                .iter()
+                .map(|clients| Arc::clone(&clients.0) as _),
+        );
+        files
+    }
+}
+
+impl<'de> Deserialize<'de> for ListenerTls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<ListenerTlsSection, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<ListenerTlsSection> for ListenerTls {
+    type Error = Problem;
+
+    fn try_from(section: ListenerTlsSection) -> Result<Self, Problem> {
+        let Entries(identities) = section.certificates;
+        let clients = section.client_ca.map(|RootsFile(path)| {
+            let verifier = Watched::new(vec![path], |files| verifier(&files[0]))?;
+            Ok::<_, Problem>(Arc::new(Clients(Arc::new(verifier))))
+        });
+        Ok(Self {
+            certificates: Arc::new(Certificates(identities)),
+            clients: clients.transpose()?,
+        })
+    }
+}
+
+/// `tls` of a listener in the configuration file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenerTlsSection {
+    /// The first is also for clients that name no server, or none of these.
+    certificates: Entries<Identity>,
+    /// Authorities whose clients are let in, and no others.
+    #[serde(default)]
+    client_ca: Option<RootsFile>,
+}
+
+/// A certificate with its key.
+#[derive(Debug, PartialEq)]
+struct Identity(Arc<Watched<CertifiedKey>>);
+
+impl<'de> Deserialize<'de> for Identity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<IdentitySection, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<IdentitySection> for Identity {
+    type Error = Problem;
+
+    fn try_from(section: IdentitySection) -> Result<Self, Problem> {
+        let paths = vec![section.certificate.0, section.key.0];
+        let files = Watched::new(paths, |files| identity(&files[0], &files[1]))?;
+        Ok(Self(Arc::new(files)))
+    }
+}
+
+impl Entry for Identity {
+    const DUPLICATE: &'static str = "duplicate certificate: expected each once";
+
+    fn is_same(&self, other: &Self) -> bool {
+        self == other
+    }
+}
+
+/// An entry of `certificates` in the configuration file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdentitySection {
+    /// The certificate, then those between it and its authority.
+    certificate: ChainFile,
+    /// Its private key.
+    key: KeyFile,
+}
+
+/// The certificates of a listener, in the order of the configuration.
+#[derive(Debug, PartialEq)]
+struct Certificates(Vec<Identity>);
+
+impl ResolvesServerCert for Certificates {
+    /// The first that has the name and whose key the client can check; where none has, the first.
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name().map(ServerName::try_from);
+        let all = || self.0.iter().map(|Identity(files)| files.current());
+        let fits = |identity: &Arc<CertifiedKey>| {
+            let has_name = match &name {
+                Some(Ok(name)) => is_for(identity, name),
+                Some(Err(_)) | None => false,
+            };
+            has_name
+                && identity
+                    .key
+                    .choose_scheme(hello.signature_schemes())
+                    .is_some()
+        };
+        all().find(fits).or_else(|| all().next())
+    }
+}
+
+fn is_for(identity: &CertifiedKey, name: &ServerName<'_>) -> bool {
+    let certificate = identity
+        .end_entity_cert()
+        .and_then(ParsedCertificate::try_from);
+    certificate.is_ok_and(|certificate| verify_server_name(&certificate, name).is_ok())
+}
+
+/// Which clients are let in, as the file says now.
+#[derive(Debug, PartialEq)]
+struct Clients(Arc<Watched<Arc<dyn ClientCertVerifier>>>);
+
+impl ClientCertVerifier for Clients {
+    /// None: they cannot be lent while the file may change. A client then sends what it has
+    /// (RFC 8446 4.2.4).
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if !is_certificate(end_entity) {
+            return Err(Error::InvalidCertificate(CertificateError::BadEncoding));
+        }
+        let verifier = self.0.current();
+        verifier.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let verifier = self.0.current();
+        verifier.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let verifier = self.0.current();
+        verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.current().supported_verify_schemes()
+    }
+}
+
+fn verifier(authorities: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, Problem> {
+    let roots = roots(&chain(authorities)?)?;
+    let builder =
+        WebPkiClientVerifier::builder_with_provider(roots.into(), default_provider().into());
+    builder.build().map_err(|error| error.to_string())
+}

@@ -1,0 +1,290 @@
+//! Clients that speak HTTP/2: all that HTTP/1.1 does, many streams on one connection, and one that
+//! is given up takes none of the others with it. Without TLS here; `tests/tls.rs` has it with TLS.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Method, Response};
+use support::tls::{Http2, next, rest};
+use support::wire::Wire;
+use support::{Backend, Proxy, Seen, answer, header, raw, route, unused_address, within};
+use tokio::net::TcpListener;
+
+#[tokio::test]
+async fn a_session_is_opened_used_and_ended() {
+    let backend = Backend::with_session("backends-own").await;
+    let proxy = Proxy::listening(H2C, &route(&[backend.address]));
+    let client = Http2::connect(proxy.address).await;
+
+    let opened = client.send(client.post(), INITIALIZE).await;
+    assert_eq!(opened.status(), 200);
+    let id = header(opened.headers(), "mcp-session-id")
+        .unwrap()
+        .to_owned();
+    assert_ne!(id, "backends-own");
+
+    for method in [Method::POST, Method::GET, Method::DELETE] {
+        let request = client.request(method.clone(), "/mcp");
+        let answered = client.send(request.header("mcp-session-id", &id), "").await;
+        assert_eq!(answered.status(), 200, "{method}");
+        assert_eq!(header(answered.headers(), "mcp-session-id"), Some(&*id));
+        assert_eq!(
+            backend.last().header("mcp-session-id"),
+            Some("backends-own")
+        );
+    }
+    let ended = client.post().header("mcp-session-id", &id);
+    assert_eq!(client.send(ended, PING).await.status(), 404);
+}
+
+#[tokio::test]
+async fn each_event_arrives_when_it_is_sent() {
+    let (backend, proxy) = wired().await;
+    let client = Http2::connect(proxy.address).await;
+    let (mut wire, answered) = stream(&client, &backend).await;
+    let mut body = answered.into_body();
+    for event in ["data: 1\n\n", ": comment\n\n", "id: 2\ndata: 2\n\n"] {
+        wire.send_chunk(event.as_bytes()).await;
+        assert_eq!(next(&mut body).await.unwrap(), event);
+    }
+    wire.send_chunk(b"").await;
+    assert!(rest(body).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_ends_at_its_backend_and_no_other_does() {
+    let (backend, proxy) = wired().await;
+    let client = Http2::connect(proxy.address).await;
+    let (left_wire, left) = stream(&client, &backend).await;
+    let (mut kept_wire, kept) = stream(&client, &backend).await;
+
+    // The last handle of a stream that is not over resets it (RFC 9113 5.4.2, CANCEL).
+    drop(left);
+    left_wire.until_closed().await;
+
+    let mut kept = kept.into_body();
+    kept_wire.send_chunk(b"data: still here\n\n").await;
+    assert_eq!(next(&mut kept).await.unwrap(), "data: still here\n\n");
+}
+
+#[tokio::test]
+async fn a_request_that_is_reset_before_its_answer_ends_at_its_backend() {
+    let (backend, proxy) = wired().await;
+    let client = Http2::connect(proxy.address).await;
+    let request = client.post().body(()).unwrap();
+    let (_answer, mut sending) = client.send.clone().send_request(request, false).unwrap();
+    sending.send_data(PING.into(), true).unwrap();
+    let (wire, _) = Wire::accept(&backend).await;
+    sending.send_reset(Reason::CANCEL);
+    wire.until_closed().await;
+}
+
+#[tokio::test]
+async fn a_hundred_streams_are_open_on_one_connection() {
+    let (backend, proxy) = wired().await;
+    let client = Http2::connect(proxy.address).await;
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        streams.push(stream(&client, &backend).await);
+    }
+    // In another order than they were opened in.
+    for (number, (wire, _)) in streams.iter_mut().enumerate().rev() {
+        wire.send_chunk(format!("data: {number}\n\n").as_bytes())
+            .await;
+    }
+    for (number, (_, answered)) in streams.iter_mut().enumerate() {
+        let event = next(answered.body_mut()).await.unwrap();
+        assert_eq!(event, format!("data: {number}\n\n"));
+    }
+}
+
+#[tokio::test]
+async fn large_bodies_pass_both_ways() {
+    let backend = Backend::start(|seen: Seen| answer(200, &[], seen.body)).await;
+    let proxy = Proxy::listening(H2C, &route(&[backend.address]));
+    let client = Http2::connect(proxy.address).await;
+    let (answered, mut sending) = {
+        let request = client.post().body(()).unwrap();
+        client.send.clone().send_request(request, false).unwrap()
+    };
+    let body: Vec<u8> = (0..LARGE).map(|position| (position % 251) as u8).collect();
+    let upload = async {
+        for part in body.chunks(1 << 20) {
+            sending
+                .send_data(Bytes::copy_from_slice(part), false)
+                .unwrap();
+        }
+        // Trailers end the request; they have no place in HTTP/1.1 with a length, and are dropped.
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-checksum", "1".parse().unwrap());
+        sending.send_trailers(trailers).unwrap();
+        within("an answer", answered).await.unwrap()
+    };
+    let echoed = rest(upload.await.into_body()).await;
+    assert_eq!(backend.last().body.len(), LARGE);
+    assert!(echoed == body, "{} bytes came back", echoed.len());
+}
+
+/// Both streams have their part of the connection's window.
+#[tokio::test]
+async fn an_upload_that_its_backend_does_not_take_holds_no_other_up() {
+    let stuck = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let backend = Backend::with_session("id").await;
+    let stuck_address = stuck.local_addr().unwrap();
+    let routes = route(&[backend.address])
+        + &format!(
+            "    - path: /stuck\n      backends:\n        - name: a\n          url: http://{stuck_address}/mcp\n"
+        );
+    let proxy = Proxy::listening(H2C, &routes);
+    let client = Http2::connect(proxy.address).await;
+
+    let request = client.request(Method::POST, "/stuck").body(()).unwrap();
+    let (_answer, mut sending) = client.send.clone().send_request(request, false).unwrap();
+    let (_wire, _) = Wire::accept(&stuck).await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&sent);
+    tokio::spawn(async move {
+        loop {
+            sending.reserve_capacity(1 << 14);
+            let capacity = std::future::poll_fn(|context| sending.poll_capacity(context)).await;
+            let Some(Ok(capacity)) = capacity else { return };
+            sending.send_data(vec![0; capacity].into(), false).unwrap();
+            counter.fetch_add(capacity, Ordering::Relaxed);
+        }
+    });
+    // Until the upload has come to a halt for a while.
+    let mut seen = 0;
+    let mut halted = 0;
+    while halted < 20 {
+        assert_eq!(client.send(client.post(), INITIALIZE).await.status(), 200);
+        let now = sent.load(Ordering::Relaxed);
+        halted = if now == seen { halted + 1 } else { 0 };
+        seen = now;
+    }
+    assert_ne!(seen, 0);
+}
+
+#[tokio::test]
+async fn a_refusal_leaves_the_connection_open() {
+    let backend = Backend::with_session("id").await;
+    let routes = route(&[backend.address])
+        + &format!(
+            "    - path: /nobody\n      backends:\n        - name: a\n          url: http://{}/mcp\n",
+            unused_address()
+        );
+    let proxy = Proxy::listening(H2C, &routes);
+    let client = Http2::connect(proxy.address).await;
+    let foreign = format!("http://attacker.example:{}/mcp", proxy.address.port());
+    let refused = [
+        (404, client.request(Method::POST, "/unknown")),
+        (404, client.post().header("mcp-session-id", "unknown")),
+        (405, client.request(Method::PUT, "/mcp")),
+        (
+            403,
+            client.post().header("origin", "https://attacker.example"),
+        ),
+        (403, client.post().uri(foreign)),
+        (502, client.request(Method::POST, "/nobody")),
+    ];
+    for (status, request) in refused {
+        let refused = client.send(request, PING).await;
+        assert_eq!(refused.status(), status);
+        assert_eq!(header(refused.headers(), "connection"), None);
+        let body = rest(refused.into_body()).await;
+        assert!(!body.is_empty(), "{status}");
+    }
+    let preflight = client.request(Method::OPTIONS, "/mcp");
+    assert_eq!(client.send(preflight, "").await.status(), 200);
+    assert_eq!(client.send(client.post(), INITIALIZE).await.status(), 200);
+}
+
+/// Far more than fits into the window of a stream that nobody reads.
+#[tokio::test]
+async fn a_refusal_of_a_large_request_is_told() {
+    let backend = Backend::with_session("id").await;
+    let proxy = Proxy::listening(H2C, &route(&[backend.address]));
+    let client = Http2::connect(proxy.address).await;
+    let request = client.request(Method::POST, "/unknown").body(()).unwrap();
+    let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
+    sending.send_data(vec![0; LARGE].into(), true).unwrap();
+    let answered = within("an answer", answered).await.unwrap();
+    assert_eq!(answered.status(), 404);
+    assert!(!rest(answered.into_body()).await.is_empty());
+    assert_eq!(client.send(client.post(), INITIALIZE).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_backend_sees_a_request_of_http_1() {
+    let backend = Backend::with_session("id").await;
+    let proxy = Proxy::listening(H2C, &(route(&[backend.address]) + "      host: client\n"));
+    let client = Http2::connect(proxy.address).await;
+    let request = client
+        .post()
+        .header("cookie", "a=1")
+        .header("cookie", "b=2");
+    let request = request.header("te", "trailers").header("x-own", "kept");
+    assert_eq!(client.send(request, PING).await.status(), 200);
+    let seen = backend.last();
+    let authority = proxy.address.to_string();
+    assert_eq!(seen.header("host"), Some(&*authority));
+    assert_eq!(seen.header("x-forwarded-host"), Some(&*authority));
+    assert_eq!(seen.header("x-forwarded-proto"), Some("http"));
+    assert_eq!(seen.header("cookie"), Some("a=1; b=2"));
+    assert_eq!(seen.header("x-own"), Some("kept"));
+    assert_eq!(seen.header("te"), None);
+    assert_eq!(seen.body, PING);
+}
+
+#[tokio::test]
+async fn without_tls_it_is_spoken_only_where_configured() {
+    let backend = Backend::with_session("id").await;
+    let plain = Proxy::to(&[backend.address]);
+    let refused = raw(plain.address, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    assert!(!refused.contains("HTTP/2"), "{refused}");
+    assert!(
+        refused.is_empty() || refused.starts_with("HTTP/1.1 4"),
+        "{refused}"
+    );
+
+    let both = Proxy::listening(H2C, &route(&[backend.address]));
+    let opened = support::initialize(&both.url("/mcp")).send().await.unwrap();
+    assert_eq!(
+        (opened.status(), opened.version()),
+        (200.try_into().unwrap(), http::Version::HTTP_11)
+    );
+}
+
+/// A proxy in front of a backend whose connections the test takes.
+async fn wired() -> (TcpListener, Proxy) {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::listening(H2C, &route(&[backend.local_addr().unwrap()]));
+    (backend, proxy)
+}
+
+/// An open event stream, with the backend's end of it.
+async fn stream(client: &Http2, backend: &TcpListener) -> (Wire, Response<RecvStream>) {
+    let open = async {
+        let (mut wire, _) = Wire::accept(backend).await;
+        wire.send(EVENT_STREAM).await;
+        wire
+    };
+    let (wire, answered) = tokio::join!(open, client.send(client.request(Method::GET, "/mcp"), ""));
+    assert_eq!(answered.status(), 200);
+    assert_eq!(header(answered.headers(), "transfer-encoding"), None);
+    (wire, answered)
+}
+
+const H2C: &str = "      h2c: true\n";
+
+const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#;
+
+const PING: &str = r#"{"jsonrpc":"2.0","id":2,"method":"ping"}"#;
+
+const EVENT_STREAM: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+const LARGE: usize = 8 << 20;

@@ -1,0 +1,571 @@
+//! TLS on both sides: whose certificate is shown, who is let in, which backends are believed, and
+//! files that change while the proxy runs.
+
+mod support;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use http::Method;
+use pingora_mcp::Settings;
+use support::process::ProxyProcess;
+use support::tls::{Authority, Files, TlsBackend, TlsClient, listener, next};
+use support::wire::Wire;
+use support::{Backend, Proxy, header, post, route, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+#[tokio::test]
+async fn a_session_is_swapped_over_tls_by_http2_and_by_http1() {
+    let authority = Authority::new();
+    let backend = Backend::with_session("backends-own").await;
+    let own = authority.issue("own", &["localhost"]);
+    let proxy = Proxy::listening(&listener(&[&own], None), &route(&[backend.address]));
+    let client = TlsClient::trusting(&authority);
+
+    let http2 = client.http2(proxy.address, "localhost").await;
+    let opened = http2.send(http2.post(), INITIALIZE).await;
+    assert_eq!(opened.status(), 200);
+    let id = header(opened.headers(), "mcp-session-id")
+        .unwrap()
+        .to_owned();
+    assert_ne!(id, "backends-own");
+    assert_eq!(backend.last().header("x-forwarded-proto"), Some("https"));
+
+    let request = format!(
+        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nMcp-Session-Id: {id}\r\nContent-Length: 2\r\n\
+         Connection: close\r\n\r\n{{}}"
+    );
+    let answered = client.raw(proxy.address, &request).await.unwrap();
+    assert!(answered.starts_with("HTTP/1.1 200 OK\r\n"), "{answered}");
+    assert_eq!(
+        backend.last().header("mcp-session-id"),
+        Some("backends-own")
+    );
+    assert_eq!(backend.last().header("x-forwarded-proto"), Some("https"));
+}
+
+#[tokio::test]
+async fn events_arrive_one_by_one_and_a_client_that_leaves_closes_the_backends_stream() {
+    let authority = Authority::new();
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = authority.issue("own", &["localhost"]);
+    let routes = route(&[backend.local_addr().unwrap()]);
+    let proxy = Proxy::listening(&listener(&[&own], None), &routes);
+    let client = TlsClient::trusting(&authority)
+        .http2(proxy.address, "localhost")
+        .await;
+
+    let open = async {
+        let (mut wire, _) = Wire::accept(&backend).await;
+        wire.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        wire
+    };
+    let get = client.send(client.request(Method::GET, "/mcp"), "");
+    let (mut wire, mut answered) = tokio::join!(open, get);
+    for event in ["data: 1\n\n", "data: 2\n\n"] {
+        wire.send_chunk(event.as_bytes()).await;
+        assert_eq!(next(answered.body_mut()).await.unwrap(), event);
+    }
+    drop(answered);
+    wire.until_closed().await;
+}
+
+#[tokio::test]
+async fn the_name_that_a_client_asks_for_picks_the_certificate() {
+    let authority = Authority::new();
+    let first = authority.issue("first", &["first.example", "localhost"]);
+    let second = authority.issue("second", &["second.example", "*.wild.example"]);
+    let proxy = Proxy::listening(&listener(&[&first, &second], None), &route(&[NOBODY]));
+    let client = TlsClient::trusting(&authority);
+    for (name, files) in [
+        ("first.example", &first),
+        ("localhost", &first),
+        ("second.example", &second),
+        ("SECOND.example", &second),
+        ("a.wild.example", &second),
+    ] {
+        let shown = client.certificate_of(proxy.address, name).await;
+        assert_eq!(shown, files.chain()[0], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_certificate_is_for_who_asks_for_no_name_or_for_another() {
+    let authority = Authority::new();
+    let first = authority.issue("first", &["127.0.0.1"]);
+    let second = authority.issue("second", &["second.example"]);
+    let proxy = Proxy::listening(&listener(&[&first, &second], None), &route(&[NOBODY]));
+    let client = TlsClient::trusting(&authority);
+    // A client asks for no address (RFC 6066 3).
+    let shown = client.certificate_of(proxy.address, "127.0.0.1").await;
+    assert_eq!(shown, first.chain()[0]);
+    let refused = client.connect(proxy.address, "unknown.example").await;
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("not valid for name"), "{error}");
+    assert!(error.contains("127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn with_client_ca_only_its_clients_are_let_in() {
+    let authority = Authority::new();
+    let other = Authority::new();
+    let backend = Backend::with_session("id").await;
+    let own = authority.issue("own", &["localhost"]);
+    let keys = listener(&[&own], Some(&authority.file()));
+    let proxy = Proxy::listening(&keys, &route(&[backend.address]));
+    let client = TlsClient::trusting(&authority);
+
+    let known = client.clone().with(&authority.issue("client", &["client"]));
+    let answered = known.raw(proxy.address, REQUEST).await.unwrap();
+    assert!(answered.starts_with("HTTP/1.1 200 OK\r\n"), "{answered}");
+    assert_eq!(backend.seen().len(), 1);
+
+    let without = client.raw(proxy.address, REQUEST).await;
+    assert!(
+        without
+            .unwrap_err()
+            .to_string()
+            .contains("CertificateRequired")
+    );
+    let stranger = client.with(&other.issue("client", &["client"]));
+    let stranger = stranger.raw(proxy.address, REQUEST).await;
+    assert!(stranger.unwrap_err().to_string().contains("UnknownCA"));
+    assert_eq!(backend.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn older_versions_are_refused() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let proxy = Proxy::listening(&listener(&[&own], None), &route(&[NOBODY]));
+    // RFC 8446 6.2: an alert (21), fatal (2), protocol_version (70).
+    let refused = [21, 3, 3, 0, 2, 2, 70];
+    for minor in [0, 1, 2] {
+        let answer = hello(proxy.address, minor).await;
+        assert_eq!(answer[0], 21, "SSL 3.{minor}: {answer:?}");
+        assert_eq!(answer[5..7], refused[5..7], "SSL 3.{minor}: {answer:?}");
+    }
+    // The same of TLS 1.2 is answered with a handshake (22), server_hello (2).
+    let answer = hello(proxy.address, 3).await;
+    assert_eq!((answer[0], answer[5]), (22, 2), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_stalled_handshake_holds_no_other_up() {
+    let authority = Authority::new();
+    let backend = Backend::with_session("id").await;
+    let own = authority.issue("own", &["localhost"]);
+    let proxy = Proxy::listening(&listener(&[&own], None), &route(&[backend.address]));
+    let mut stalled = Vec::new();
+    for _ in 0..50 {
+        let mut silent = TcpStream::connect(proxy.address).await.unwrap();
+        silent.write_all(&client_hello(3)[..40]).await.unwrap();
+        stalled.push(silent);
+    }
+    let client = TlsClient::trusting(&authority)
+        .http2(proxy.address, "localhost")
+        .await;
+    assert_eq!(client.send(client.post(), INITIALIZE).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_backend_is_believed_whose_certificate_its_ca_signed() {
+    let authority = Authority::new();
+    let backend = TlsBackend::start(&authority.issue("backend", &["127.0.0.1"]), None).await;
+    let tls = format!("            ca: {}\n", authority.file().display());
+    let proxy = Proxy::with(&https(backend.address, &tls));
+    for _ in 0..2 {
+        let answered = post(&proxy.url("/mcp")).send().await.unwrap();
+        assert_eq!(answered.status(), 200);
+        assert!(
+            answered.bytes().await.unwrap().is_empty(),
+            "it was shown a certificate"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_cannot_be_believed_is_502_and_logged() {
+    let authority = Authority::new();
+    let other = Authority::new();
+    let of_other = other.issue("backend", &["127.0.0.1"]);
+    let of_other_name = authority.issue("backend", &["other.example"]);
+    for (identity, cause) in [
+        (of_other, "UnknownIssuer"),
+        (of_other_name, "not valid for name"),
+    ] {
+        let backend = TlsBackend::start(&identity, None).await;
+        let tls = format!("            ca: {}\n", authority.file().display());
+        let proxy = ProxyProcess::start(&https(backend.address, &tls)).await;
+        let answered = post(&proxy.url("/mcp")).send().await.unwrap();
+        assert_eq!(answered.status(), 502);
+        let log = proxy.log();
+        assert!(log.contains("backend-unreachable: backend a"), "{log}");
+        assert!(log.contains(cause), "{log}");
+    }
+}
+
+/// What `tests/invalid` cannot hold, as it takes good files: no key is kept in a repository.
+#[test]
+fn files_that_do_not_fit_are_refused() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let other = authority.issue("other", &["localhost"]);
+    let broken = authority.issue("broken", &["localhost"]);
+    std::fs::write(&broken.certificate, BROKEN_CERTIFICATE).unwrap();
+    std::fs::write(&broken.key, BROKEN_KEY).unwrap();
+    let mixed = Files {
+        certificate: own.certificate.clone(),
+        key: other.key.clone(),
+    };
+    let swapped = Files {
+        certificate: own.key.clone(),
+        key: own.certificate.clone(),
+    };
+    let unsupported = Files {
+        certificate: own.certificate.clone(),
+        key: broken.key.clone(),
+    };
+    for (keys, error) in [
+        (
+            listener(&[&mixed], None),
+            "7:13: mcp.listeners[0].tls.certificates[0]: the key is of another certificate: expected the certificate's own",
+        ),
+        (
+            listener(&[&swapped], None),
+            "7:13: mcp.listeners[0].tls.certificates[0].certificate: no certificate in it: expected one or more in PEM",
+        ),
+        (
+            listener(&[&broken], None),
+            "7:13: mcp.listeners[0].tls.certificates[0].certificate: a certificate in it is broken: expected whole ones in PEM",
+        ),
+        (
+            listener(&[&unsupported], None),
+            "8:13: mcp.listeners[0].tls.certificates[0].key: a key of a kind that is not supported: expected RSA, ECDSA (P-256, P-384) or Ed25519",
+        ),
+        (
+            listener(&[&own, &own], None),
+            "9:13: mcp.listeners[0].tls.certificates[1]: duplicate certificate: expected each once",
+        ),
+        (
+            listener(&[&own], None) + "      h2c: true\n",
+            "3:3: mcp.listeners: 'h2c' where there is 'tls': expected it on others only",
+        ),
+    ] {
+        assert_eq!(refused(&keys, &route(&[NOBODY])), error);
+    }
+    let alone = format!(
+        "            ca: {}\n            certificate: {}\n",
+        authority.file().display(),
+        own.certificate.display()
+    );
+    assert_eq!(
+        refused("", &https(NOBODY, &alone)),
+        "8:11: mcp.routes[0].backends[0]: one of 'certificate' and 'key' alone: expected both"
+    );
+}
+
+/// Without `ca`, the system's authorities are believed, and they alone.
+#[tokio::test]
+async fn a_backend_is_believed_whose_certificate_the_system_knows() {
+    let authority = Authority::new();
+    let backend = TlsBackend::start(&authority.issue("backend", &["127.0.0.1"]), None).await;
+    let routes = https(backend.address, "");
+    let other = Authority::new();
+    for (system, status) in [(&authority, 200), (&other, 502)] {
+        let system = system.file();
+        let environment = [("SSL_CERT_FILE", system.to_str().unwrap())];
+        let proxy = ProxyProcess::with_environment(&routes, &environment).await;
+        let answered = post(&proxy.url("/mcp")).send().await.unwrap();
+        assert_eq!(answered.status(), status);
+    }
+}
+
+#[test]
+fn without_the_systems_authorities_a_backend_needs_its_own() {
+    let file = support::process::scratch_file("yaml");
+    let mcp = https(NOBODY, "");
+    std::fs::write(
+        &file,
+        format!("mcp:\n  listeners:\n    - address: {NOBODY}\n{mcp}"),
+    )
+    .unwrap();
+    for (name, value) in [
+        ("SSL_CERT_FILE", "/dev/null"),
+        ("SSL_CERT_FILE", "/missing"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
+        command.arg("-t").arg("-c").arg(&file);
+        command.env_remove("SSL_CERT_DIR").env(name, value);
+        let output = command.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{error}");
+        assert!(
+            error.contains("this system has no list of authorities"),
+            "{error}"
+        );
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test]
+async fn a_backend_is_shown_the_proxys_certificate() {
+    let authority = Authority::new();
+    let identity = authority.issue("backend", &["127.0.0.1"]);
+    let backend = TlsBackend::start(&identity, Some(&authority)).await;
+    let own = authority.issue("proxy", &["proxy"]);
+    let tls = client_tls(&authority.file(), &own);
+    let proxy = Proxy::with(&https(backend.address, &tls));
+    let shown = post(&proxy.url("/mcp"))
+        .send()
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap();
+    assert_eq!(*shown, *own.chain()[0]);
+
+    // The next one, once its files are there; no connection with the old one is used again.
+    let next = authority.issue("proxy", &["proxy"]);
+    proxy.certificates.look();
+    let shown = post(&proxy.url("/mcp"))
+        .send()
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap();
+    assert_eq!(*shown, *next.chain()[0]);
+
+    let tls = format!("            ca: {}\n", authority.file().display());
+    let without = Proxy::with(&https(backend.address, &tls));
+    let answered = post(&without.url("/mcp")).send().await.unwrap();
+    assert_eq!(answered.status(), 502);
+}
+
+#[tokio::test]
+async fn a_changed_ca_is_believed_from_the_next_request_on() {
+    let old = Authority::new();
+    let new = Authority::new();
+    let backend = TlsBackend::start(&old.issue("backend", &["127.0.0.1"]), None).await;
+    let tls = format!("            ca: {}\n", old.file().display());
+    let proxy = Proxy::with(&https(backend.address, &tls));
+    let status = async || post(&proxy.url("/mcp")).send().await.unwrap().status();
+    assert_eq!(status().await, 200);
+    std::fs::write(old.file(), new.pem()).unwrap();
+    proxy.certificates.look();
+    assert_eq!(status().await, 502);
+}
+
+#[tokio::test]
+async fn changed_files_are_shown_from_the_next_connection_on_and_bad_ones_never() {
+    let authority = Authority::new();
+    let old = authority.issue("own", &["localhost"]);
+    let shown_before = old.chain()[0].clone();
+    let backend = Backend::with_session("id").await;
+    let proxy = Proxy::listening(&listener(&[&old], None), &route(&[backend.address]));
+    let client = TlsClient::trusting(&authority);
+    let shown = async || client.certificate_of(proxy.address, "localhost").await;
+    let open = client.http2(proxy.address, "localhost").await;
+
+    let bad: [&dyn Fn(&Files); 5] = [
+        &|files| std::fs::write(&files.certificate, "").unwrap(),
+        &|files| std::fs::write(&files.certificate, "-----BEGIN CERTIFICATE-----\nMIIB").unwrap(),
+        &|files| std::fs::write(&files.key, "-----BEGIN PRIVATE KEY-----\n").unwrap(),
+        // The key is written after the certificate.
+        &|files| {
+            let next = authority.issue("next", &["localhost"]);
+            std::fs::rename(next.certificate, &files.certificate).unwrap();
+        },
+        &|files| std::fs::remove_file(&files.key).unwrap(),
+    ];
+    for spoil in bad {
+        spoil(&old);
+        proxy.certificates.look();
+        assert_eq!(shown().await, shown_before);
+    }
+    let next = authority.issue("own", &["localhost"]);
+    proxy.certificates.look();
+    assert_eq!(shown().await, next.chain()[0]);
+    assert_ne!(shown().await, shown_before);
+    // What was open before goes on.
+    assert_eq!(open.send(open.post(), INITIALIZE).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_changed_client_ca_decides_on_the_next_connection() {
+    let old = Authority::new();
+    let new = Authority::new();
+    let backend = Backend::with_session("id").await;
+    let own = old.issue("own", &["localhost"]);
+    let file = old.file();
+    let proxy = Proxy::listening(&listener(&[&own], Some(&file)), &route(&[backend.address]));
+    let of_old = TlsClient::trusting(&old).with(&old.issue("client", &["client"]));
+    let of_new = TlsClient::trusting(&old).with(&new.issue("client", &["client"]));
+    assert!(of_old.raw(proxy.address, REQUEST).await.is_ok());
+    assert!(of_new.raw(proxy.address, REQUEST).await.is_err());
+
+    let link = file.with_extension("new");
+    std::os::unix::fs::symlink(new.file(), &link).unwrap();
+    std::fs::rename(link, &file).unwrap();
+    proxy.certificates.look();
+    assert!(of_new.raw(proxy.address, REQUEST).await.is_ok());
+    let of_old = TlsClient::trusting(&old).with(&old.issue("client", &["client"]));
+    assert!(of_old.raw(proxy.address, REQUEST).await.is_err());
+}
+
+/// As it is shipped: nobody tells it to look.
+#[tokio::test]
+async fn the_binary_looks_at_its_files_by_itself_and_says_what_it_finds() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let proxy = ProxyProcess::listening(&listener(&[&own], None), &route(&[NOBODY]), &[]).await;
+    let client = TlsClient::trusting(&authority);
+    let before = client.certificate_of(proxy.address, "localhost").await;
+    assert_eq!(before, own.chain()[0]);
+
+    std::fs::write(&own.key, "-----BEGIN PRIVATE KEY-----\ns3cret").unwrap();
+    within(
+        "a line on the bad file",
+        logged(&proxy, "the old ones stay"),
+    )
+    .await;
+    assert!(!proxy.log().contains("s3cret"), "{}", proxy.log());
+    assert_eq!(
+        client.certificate_of(proxy.address, "localhost").await,
+        before
+    );
+
+    let next = authority.issue("own", &["localhost"]);
+    within("a line on the good one", logged(&proxy, "read again")).await;
+    let shown = client.certificate_of(proxy.address, "localhost").await;
+    assert_eq!(shown, next.chain()[0]);
+    assert_eq!(proxy.log().matches("the old ones stay").count(), 1);
+}
+
+#[tokio::test]
+async fn a_handshake_that_fails_is_told_and_no_error() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let keys = listener(&[&own], Some(&authority.file()));
+    let proxy = ProxyProcess::listening(&keys, &route(&[NOBODY]), &[]).await;
+    let client = TlsClient::trusting(&authority);
+    assert!(client.raw(proxy.address, REQUEST).await.is_err());
+    let told = "INFO  pingora_mcp::tls] Downstream handshake error from 127.0.0.1:";
+    within("a line on the handshake", logged(&proxy, told)).await;
+    within("its reason", logged(&proxy, "peer sent no certificates")).await;
+    assert!(!proxy.log().contains("ERROR"), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn curl_speaks_http2_over_tls() {
+    let version = Command::new("curl").arg("--version").output();
+    if !version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("HTTP2")) {
+        eprintln!("not tested: there is no curl with HTTP/2");
+        return;
+    }
+    let authority = Authority::new();
+    let backend = Backend::with_session("id").await;
+    let own = authority.issue("own", &["localhost"]);
+    let proxy = Proxy::listening(&listener(&[&own], None), &route(&[backend.address]));
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args([
+        "--silent",
+        "--show-error",
+        "--include",
+        "--http2",
+        "--cacert",
+    ]);
+    curl.arg(authority.file()).args(["--json", INITIALIZE]);
+    curl.arg(format!("https://localhost:{}/mcp", proxy.address.port()));
+    let output = within("curl", curl.output()).await.unwrap();
+    let answer = String::from_utf8_lossy(&output.stdout);
+    assert!(answer.starts_with("HTTP/2 200"), "{answer} {output:?}");
+    assert!(answer.contains("mcp-session-id: "), "{answer}");
+}
+
+/// What is said of a configuration, but for its file's name.
+fn refused(keys: &str, mcp: &str) -> String {
+    let yaml = format!("version: 1\nmcp:\n  listeners:\n    - address: {NOBODY}\n{keys}{mcp}");
+    let error = Settings::parse("x", &yaml, HashMap::new())
+        .unwrap_err()
+        .to_string();
+    error.strip_prefix("x:").unwrap().to_owned()
+}
+
+/// The YAML of one route to a backend `a`, `tls` below its `tls`.
+fn https(address: SocketAddr, tls: &str) -> String {
+    let mut yaml = format!(
+        "  routes:\n    - path: /mcp\n      backends:\n        - name: a\n          \
+         url: https://{address}/mcp\n"
+    );
+    if !tls.is_empty() {
+        yaml += &format!("          tls:\n{tls}");
+    }
+    yaml
+}
+
+fn client_tls(ca: &Path, Files { certificate, key }: &Files) -> String {
+    format!(
+        "            ca: {}\n            certificate: {}\n            key: {}\n",
+        ca.display(),
+        certificate.display(),
+        key.display()
+    )
+}
+
+async fn logged(proxy: &ProxyProcess, text: &str) {
+    while !proxy.log().contains(text) {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// What comes back first for a ClientHello of 3.`minor`: TLS 1.2 is 3.3.
+async fn hello(proxy: SocketAddr, minor: u8) -> [u8; 7] {
+    let mut stream = TcpStream::connect(proxy).await.unwrap();
+    stream.write_all(&client_hello(minor)).await.unwrap();
+    let mut answer = [0; 7];
+    within("an answer", stream.read_exact(&mut answer))
+        .await
+        .unwrap();
+    answer
+}
+
+/// RFC 5246 7.4.1.2, with what any server of 3.0 to 3.3 may choose from.
+fn client_hello(minor: u8) -> Vec<u8> {
+    let mut body = vec![3, minor];
+    body.extend([7; 32]);
+    body.push(0);
+    let suites = [0xc02b, 0xc02f, 0xc009, 0xc013, 0x002f_u16];
+    body.extend((2 * suites.len() as u16).to_be_bytes());
+    body.extend(suites.iter().flat_map(|suite| suite.to_be_bytes()));
+    body.extend([1, 0]);
+    // supported_groups: x25519, P-256; ec_point_formats; signature_algorithms: ECDSA, RSA-PSS.
+    let extensions = [
+        0, 10, 0, 6, 0, 4, 0, 29, 0, 23, 0, 11, 0, 2, 1, 0, 0, 13, 0, 6, 0, 4, 4, 3, 8, 4,
+    ];
+    body.extend((extensions.len() as u16).to_be_bytes());
+    body.extend(extensions);
+    let mut message = vec![1, 0];
+    message.extend((body.len() as u16).to_be_bytes());
+    message.extend(body);
+    let mut record = vec![22, 3, minor.min(1)];
+    record.extend((message.len() as u16).to_be_bytes());
+    record.extend(message);
+    record
+}
+
+const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#;
+
+const REQUEST: &str =
+    "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+
+const BROKEN_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+const BROKEN_KEY: &str = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+
+/// The discard port: a backend that is not asked.
+const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
