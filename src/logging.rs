@@ -23,12 +23,29 @@ impl Log for Discreet {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        if is_failed_handshake(record) {
+            let mut told = Record::builder();
+            told.level(Level::Info).target("pingora_mcp::tls");
+            self.0.log(&told.args(*record.args()).build());
+        } else {
             self.0.log(record);
         }
     }
 
     fn flush(&self) {
         self.0.flush();
+    }
+}
+
+/// An error to Pingora: of TLS, and of HTTP/2 above it. It is a client's, and nobody must act.
+fn is_failed_handshake(record: &Record<'_>) -> bool {
+    let begins = |text| record.args().to_string().starts_with(text);
+    match record.target() {
+        "pingora_core::services::listening" => begins("Downstream handshake"),
+        "pingora_core::apps" => begins("H2 handshake error"),
+        _ => false,
     }
 }

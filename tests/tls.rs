@@ -457,6 +457,11 @@ async fn a_handshake_that_fails_is_told_and_no_error() {
     let told = "INFO  pingora_mcp::tls] Downstream handshake error from 127.0.0.1:";
     within("a line on the handshake", logged(&proxy, told)).await;
     within("its reason", logged(&proxy, "peer sent no certificates")).await;
+    // One that leaves where HTTP/2 would begin, as browsers do that connect in advance.
+    let client = client.with(&authority.issue("client", &["client"]));
+    drop(client.connect(proxy.address, "localhost").await.unwrap());
+    let told = "INFO  pingora_mcp::tls] H2 handshake error";
+    within("a line on the end", logged(&proxy, told)).await;
     assert!(!proxy.log().contains("ERROR"), "{}", proxy.log());
 }
 
