@@ -3,8 +3,11 @@
 
 mod support;
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 use support::process::ProxyProcess;
+use support::tls::{Authority, listener};
 use support::typescript::{ExampleServer, node};
 use support::{route, within};
 
@@ -31,6 +34,29 @@ async fn clients_see_through_the_proxy_what_they_see_without_it() {
 }
 
 #[tokio::test]
+async fn clients_see_the_same_through_tls() {
+    let server = ExampleServer::start().await;
+    let authority = Authority::new();
+    let own = authority.issue("own", &["127.0.0.1"]);
+    let keys = listener(&[&own], None);
+    let proxy = ProxyProcess::listening(&keys, &route(&[server.address]), &[]).await;
+    let ca = authority.file();
+    for client in CLIENTS {
+        let direct_url = format!("http://{}/mcp", server.address);
+        let mut direct = run(client, &direct_url, "400").await;
+        let mut command = node(client);
+        command.env("NODE_EXTRA_CA_CERTS", &ca);
+        let url = format!("https://{}/mcp", proxy.address);
+        let mut proxied = facts(client, command, &url, "404").await;
+        for facts in [&mut direct, &mut proxied] {
+            let _ = take(facts, "sessionId");
+            let _ = take(facts, "ended");
+        }
+        assert_eq!(proxied, direct, "{client}");
+    }
+}
+
+#[tokio::test]
 async fn four_clients_at_a_time_use_two_servers_behind_one_proxy() {
     let servers = [ExampleServer::start().await, ExampleServer::start().await];
     let proxy = ProxyProcess::start(&route(&[servers[0].address, servers[1].address])).await;
@@ -51,7 +77,16 @@ async fn four_clients_at_a_time_use_two_servers_behind_one_proxy() {
 
 /// Runs a client, which checks all it sees itself, and returns the facts that it prints.
 async fn run(client: &str, url: &str, status_of_an_ended_session: &str) -> Value {
-    let mut command = tokio::process::Command::from(node(client));
+    facts(client, node(client), url, status_of_an_ended_session).await
+}
+
+async fn facts(
+    client: &str,
+    command: Command,
+    url: &str,
+    status_of_an_ended_session: &str,
+) -> Value {
+    let mut command = tokio::process::Command::from(command);
     command
         .args([url, status_of_an_ended_session])
         .kill_on_drop(true);
