@@ -3,15 +3,19 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test mutations conformance interop bench audit tools-build tools-test tools-interop
+.PHONY: help run run-tls check test mutations conformance interop bench audit tools-build tools-test tools-interop
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
 		printf '%-16s %s\n' "$$target" "$$what"; done
 
 run: tools-build ## Build and start a demo MCP server with the proxy in front of it
 	cargo build --release --locked --bins --example demo_server
 	@scripts/run-demo.sh
+
+run-tls: tools-build ## The same, with TLS and HTTP/2
+	cargo build --release --locked --bins --example demo_server --example self_signed
+	@scripts/run-demo.sh tls
 
 # The docs cover the examples, and so are built with the same features of the dependencies as the lints and the tests.
 check: tools-test ## The quick checks: format, dependencies, lints, docs

@@ -1,41 +1,68 @@
 #!/usr/bin/env bash
 # Runs the demo: a real MCP server on 127.0.0.1:3000 and the proxy in front of it on 127.0.0.1:8080, until Ctrl-C.
 #
-# `make run` builds both and calls this. When either ends, the other is ended too, and the exit code is that of the
+#     scripts/run-demo.sh        make run
+#     scripts/run-demo.sh tls    make run-tls: the proxy listens on 127.0.0.1:8443 too, with a certificate made now
+#
+# make builds what this starts. When either ends, the other is ended too, and the exit code is that of the
 # one that ended first (1 if it called its unexpected end a success), or 128 plus the signal's number.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly SERVER=${CARGO_TARGET_DIR:-target}/release/examples/demo_server
 readonly PROXY=${CARGO_TARGET_DIR:-target}/release/pingora-mcp
-readonly SERVER_PORT=3000 PROXY_PORT=8080
+readonly SELF_SIGNED=${CARGO_TARGET_DIR:-target}/release/examples/self_signed
+readonly TLS=${CARGO_TARGET_DIR:-target}/demo
+readonly SERVER_PORT=3000 PROXY_PORT=8080 TLS_PORT=8443
 pids=()
 
 main() {
+  local configuration=conf/minimal.yaml url=http://127.0.0.1:$PROXY_PORT/mcp trust=
   must_be_built "$SERVER"
   must_be_built "$PROXY"
   must_be_free "$SERVER_PORT" "the demo server"
   must_be_free "$PROXY_PORT" "the proxy"
+  if [ "${1-}" = tls ]; then
+    must_be_free "$TLS_PORT" "the proxy"
+    make_tls
+    configuration=$TLS/demo.yaml url=https://localhost:$TLS_PORT/mcp trust=" --cacert $TLS/demo.pem"
+  fi
   trap end_all EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
 
   start "$SERVER" "127.0.0.1:$SERVER_PORT"
   until_answers "$SERVER_PORT" "the demo server"
-  start "$PROXY" -c conf/minimal.yaml
+  start "$PROXY" -c "$configuration"
   until_answers "$PROXY_PORT" "the proxy"
 
   cat <<EOF
 
-The proxy listens on http://127.0.0.1:$PROXY_PORT/mcp, in front of the MCP server on http://127.0.0.1:$SERVER_PORT/mcp.
+The proxy listens on $url, in front of the MCP server on http://127.0.0.1:$SERVER_PORT/mcp.
 Open a session; the Mcp-Session-Id in the answer is the proxy's own:
 
-  curl -i http://127.0.0.1:$PROXY_PORT/mcp -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' -d '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"curl","version":"1"}}}'
+  curl -i$trust $url -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' -d '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"curl","version":"1"}}}'
 
 Ctrl-C ends both.
 EOF
   while all_run; do pause; done
   exit_as_the_ended
+}
+
+# A certificate and a configuration with one more listener, which has it.
+make_tls() {
+  must_be_built "$SELF_SIGNED"
+  mkdir -p "$TLS"
+  "$SELF_SIGNED" "$TLS/demo.pem" "$TLS/demo.key"
+  local listener="    - address: 127.0.0.1:$TLS_PORT
+      tls:
+        certificates:
+          - certificate: $TLS/demo.pem
+            key: $TLS/demo.key"
+  while IFS= read -r line; do
+    printf '%s\n' "$line"
+    [[ $line != *address:* ]] || printf '%s\n' "$listener"
+  done <conf/minimal.yaml >"$TLS/demo.yaml"
 }
 
 must_be_built() {
