@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Method, Response};
+use support::process::ProxyProcess;
 use support::tls::{Http2, next, rest};
 use support::wire::Wire;
 use support::{Backend, Proxy, Seen, answer, header, raw, route, unused_address, within};
@@ -256,6 +257,42 @@ async fn without_tls_it_is_spoken_only_where_configured() {
         (opened.status(), opened.version()),
         (200.try_into().unwrap(), http::Version::HTTP_11)
     );
+}
+
+/// One that says too little to tell which it speaks, too.
+#[tokio::test]
+async fn where_both_are_spoken_a_client_has_no_more_time_for_its_first_header() {
+    let limits = "  timeouts: { first_byte: 100ms, header: 100ms }\n";
+    let proxy = Proxy::listening(H2C, &(route(&[unused_address()]) + limits));
+    for (said, answered) in [
+        ("", ""),
+        ("PRI * HTTP", "HTTP/1.1 408 "),
+        ("POST /mcp", "HTTP/1.1 408 "),
+        // Whole, and shorter than what HTTP/2 begins with.
+        ("GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 400 "),
+    ] {
+        let mut client = Wire::connect(proxy.address).await;
+        client.send(said).await;
+        let answer = client.rest().await;
+        assert!(answer.starts_with(answered), "{said:?} {answer}");
+        assert_eq!(answer.is_empty(), said.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_silent_stream_is_ended_in_order_when_the_process_ends() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let route = route(&[backend.local_addr().unwrap()]);
+    let yaml = route + "  drain: { streams_after: 200ms, deadline: 10m }\n";
+    let mut proxy = ProxyProcess::listening(H2C, &yaml, &[]).await;
+    let client = Http2::connect(proxy.address).await;
+    let (mut wire, answered) = stream(&client, &backend).await;
+    wire.send_chunk(b"data: 1\n\n").await;
+
+    proxy.signal("TERM");
+    assert_eq!(rest(answered.into_body()).await, b"data: 1\n\n");
+    wire.until_closed().await;
+    assert_eq!(proxy.ended().await, Some(0));
 }
 
 /// A proxy in front of a backend whose connections the test takes.

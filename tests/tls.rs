@@ -417,6 +417,78 @@ async fn a_changed_client_ca_decides_on_the_next_connection() {
     assert!(of_old.raw(proxy.address, REQUEST).await.is_err());
 }
 
+#[tokio::test]
+async fn a_silent_stream_of_a_backend_is_believed_as_a_call_is_and_ends_in_order_at_its_age() {
+    let authority = Authority::new();
+    let backend = TlsBackend::start(&authority.issue("backend", &["127.0.0.1"]), None).await;
+    let proxy_of = |ca: &Authority| {
+        let limits = "      timeouts: { max_stream_age: 300ms }\n";
+        Proxy::with(&(https_of(backend.address, ca) + limits))
+    };
+    let stream = async |proxy: &Proxy| {
+        let stream = reqwest::Client::new().get(proxy.url("/mcp"));
+        let stream = stream.header("accept", "text/event-stream").send();
+        within("a header", stream).await.unwrap()
+    };
+    let proxy = proxy_of(&authority);
+    // No connection of a stream is a call's, nor the other way round.
+    for _ in 0..2 {
+        let called = post(&proxy.url("/mcp")).send().await.unwrap();
+        assert_eq!(called.status(), 200);
+        let events = stream(&proxy).await.text();
+        assert_eq!(within("the end", events).await.unwrap(), "data: 1\n\n");
+    }
+    let unbelieving = proxy_of(&Authority::new());
+    assert_eq!(stream(&unbelieving).await.status(), 502);
+}
+
+#[tokio::test]
+async fn a_reload_changes_whom_backends_must_prove_to_be() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let backend = TlsBackend::start(&new.issue("backend", &["127.0.0.1"]), None).await;
+    let mut proxy = ProxyProcess::start(&https_of(backend.address, &old)).await;
+    let url = proxy.url("/mcp");
+    let status = async || post(&url).send().await.unwrap().status();
+    assert_eq!(status().await, 502);
+    proxy.reload(&https_of(backend.address, &new)).await;
+    assert_eq!(status().await, 200);
+    // Its files are looked at from now on.
+    std::fs::write(new.file(), old.pem()).unwrap();
+    within("a line on the file", logged(&proxy, "read again")).await;
+    assert_eq!(status().await, 502);
+}
+
+#[tokio::test]
+async fn another_file_of_a_listener_needs_a_restart_and_a_changed_one_does_not() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let routes = route(&[NOBODY]);
+    let mut proxy = ProxyProcess::listening(&listener(&[&own], None), &routes, &[]).await;
+    authority.issue("own", &["localhost"]);
+    proxy.reload(&routes).await;
+    assert!(!proxy.log().contains("restart"), "{}", proxy.log());
+
+    proxy.keys = listener(&[&authority.issue("other", &["localhost"])], None);
+    proxy.reload(&routes).await;
+    let told = "but what needs a restart: mcp.listeners\n";
+    assert!(proxy.log().contains(told), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn a_new_process_takes_the_listener_over() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let backend = Backend::with_session("id").await;
+    let keys = listener(&[&own], None);
+    let mut old = ProxyProcess::listening(&keys, &route(&[backend.address]), &[]).await;
+    let new = old.successor();
+    old.signal("QUIT");
+    assert_eq!(old.ended().await, Some(0));
+    let client = TlsClient::trusting(&authority);
+    let answer = client.raw(new.address, REQUEST).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
 /// As it is shipped: nobody tells it to look.
 #[tokio::test]
 async fn the_binary_looks_at_its_files_by_itself_and_says_what_it_finds() {
@@ -511,6 +583,14 @@ fn https(address: SocketAddr, tls: &str) -> String {
         yaml += &format!("          tls:\n{tls}");
     }
     yaml
+}
+
+/// As [`https`], `authority` believed.
+fn https_of(address: SocketAddr, authority: &Authority) -> String {
+    https(
+        address,
+        &format!("            ca: {}\n", authority.file().display()),
+    )
 }
 
 fn client_tls(ca: &Path, Files { certificate, key }: &Files) -> String {

@@ -11,8 +11,8 @@ pub struct ProxyProcess {
     pub address: SocketAddr,
     program: Program,
     configuration: PathBuf,
-    /// Of its listener, beside its address.
-    keys: String,
+    /// Those of its listener, beside its address.
+    pub keys: String,
 }
 
 impl ProxyProcess {
