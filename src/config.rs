@@ -20,6 +20,8 @@ use crate::drain::DrainSettings;
 use crate::host::HostPolicy;
 use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::listener::Listeners;
+use crate::metrics::MetricsSettings;
+use crate::observe::{AccessLogSettings, AdminSettings};
 use crate::route::RouteTable;
 use crate::rules::Rules;
 use crate::session::SessionSettings;
@@ -62,6 +64,15 @@ pub struct Config {
     /// How the process ends.
     #[serde(default)]
     pub drain: DrainSettings,
+    /// Where the operator looks.
+    #[serde(default)]
+    pub admin: AdminSettings,
+    /// What is counted beyond what always is.
+    #[serde(default)]
+    pub metrics: MetricsSettings,
+    /// A line for each request.
+    #[serde(default)]
+    pub access_log: AccessLogSettings,
 }
 
 impl From<Config> for Rules {
@@ -184,7 +195,13 @@ impl<'de> Visitor<'de> for DocumentVisitor {
                 }
             }
         }
-        let mcp = mcp.ok_or_else(|| de::Error::missing_field("mcp"))?;
+        let mcp: Config = mcp.ok_or_else(|| de::Error::missing_field("mcp"))?;
+        let is_public = |address| mcp.listeners.iter().any(|public| public.address == address);
+        if mcp.admin.address.is_some_and(is_public) {
+            return Err(refuse(
+                "the address of 'admin' is one of 'listeners': expected one that no client reaches",
+            ));
+        }
         Ok(Document { mcp, max_retries })
     }
 }

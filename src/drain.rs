@@ -26,6 +26,8 @@ use crate::setting::Period;
 pub struct Drain {
     settings: DrainSettings,
     begun: watch::Sender<bool>,
+    /// Whether a new process has the listening sockets.
+    handed_over: watch::Sender<bool>,
     /// Clients' connections that are open.
     open: watch::Sender<usize>,
     load: Load,
@@ -61,6 +63,7 @@ impl Drain {
         Self {
             settings,
             begun: watch::Sender::new(false),
+            handed_over: watch::Sender::new(false),
             open: watch::Sender::new(0),
             load,
             upgrade_sock,
@@ -120,6 +123,7 @@ impl ShutdownSignalWatch for Signals {
                     Ok(()) => {
                         log::info!("listening sockets handed over");
                         sleep(HANDOVER).await;
+                        drain.handed_over.send_replace(true);
                         break;
                     }
                     // Nobody took them: to end now would leave nobody at all.
@@ -143,14 +147,15 @@ impl ShutdownSignalWatch for Signals {
     }
 }
 
-/// A service that closes its listeners when its [`Drain`] begins.
+/// A service that closes its listeners when its [`Drain`] says so.
 pub struct Drained<A> {
-    service: Service<Counted<A>>,
+    service: Service<A>,
+    closes: watch::Receiver<bool>,
     drain: Arc<Drain>,
 }
 
-impl<A> Drained<A> {
-    /// Serves `app` on what is added to [`service`](Self::service).
+impl<A> Drained<Counted<A>> {
+    /// Serves `app` on what is added to [`service`](Self::service), until the drain begins.
     pub fn new(name: &str, app: A, drain: Arc<Drain>) -> Self {
         let counted = Counted {
             app: Arc::new(app),
@@ -158,12 +163,25 @@ impl<A> Drained<A> {
         };
         Self {
             service: Service::new(name.to_owned(), counted),
+            closes: drain.begun(),
+            drain,
+        }
+    }
+}
+
+impl<A> Drained<A> {
+    /// Serves to the end of the process, or until a new one listens in its place. Nothing waits for
+    /// its connections.
+    pub fn to_the_end(service: Service<A>, drain: Arc<Drain>) -> Self {
+        Self {
+            service,
+            closes: drain.handed_over.subscribe(),
             drain,
         }
     }
 
     /// The service, to add listeners to.
-    pub fn service(&mut self) -> &mut Service<Counted<A>> {
+    pub fn service(&mut self) -> &mut Service<A> {
         &mut self.service
     }
 }
@@ -181,10 +199,10 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceWithDependents for Drained<A> 
             // One table for all services, which each adds its own to.
             self.drain.sockets.get_or_init(|| Arc::clone(sockets));
         }
-        let begun = self.drain.begun();
+        let closes = self.closes.clone();
         let service: &mut dyn ServiceWithDependents = &mut self.service;
         service
-            .start_service(sockets, begun, listeners_per_fd, ready)
+            .start_service(sockets, closes, listeners_per_fd, ready)
             .await;
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -14,6 +14,7 @@ use crate::discovery::PublicUrl;
 use crate::host::Reach;
 use crate::mcp::{Call, ClientSessionId, Era};
 use crate::message::RequestId;
+use crate::metrics::{CountedStream, LookupOutcome};
 use crate::policy::Policy;
 use crate::rejection::Rejection;
 use crate::route::Route;
@@ -25,13 +26,16 @@ use crate::streams::OpenStream;
 /// with a new one.
 #[derive(Debug, Default)]
 pub struct Exchange {
+    // Written when the request's header has come, where somebody observes.
+    pub(crate) arrived: Option<Instant>,
     // Written by `admit`.
     pub(crate) rules: Option<Arc<Rules>>,
     pub(crate) connection: Connection,
     pub(crate) origin: OriginGrant,
     pub(crate) route: Option<Arc<Route>>,
     pub(crate) call: Call,
-    pub(crate) era: Era,
+    pub(crate) era: Option<Era>,
+    pub(crate) lookup: Option<(LookupOutcome, Duration)>,
     pub(crate) session: Option<BoundSession>,
     // Written by `judge`.
     pub(crate) request_id: Option<RequestId>,
@@ -47,6 +51,10 @@ pub struct Exchange {
     pub(crate) unreachable: Vec<BackendName>,
     // Written by `from_backend`.
     pub(crate) outcome: SessionOutcome,
+    pub(crate) is_stream: bool,
+    // Written when the backend's answer goes to the client, where somebody observes.
+    pub(crate) first_byte: Option<Duration>,
+    pub(crate) counted_stream: Option<CountedStream>,
     // Begun by `from_backend`, filled by `body_from_backend`: the document that is rewritten.
     pub(crate) document: Option<BytesMut>,
     // The same: the answer that is held back.
@@ -103,8 +111,9 @@ impl Exchange {
         self.call
     }
 
-    /// The era that the request follows.
-    pub fn era(&self) -> Era {
+    /// The era that the request follows. `None` where it follows none: a preflight, OAuth discovery,
+    /// and what was refused before.
+    pub fn era(&self) -> Option<Era> {
         self.era
     }
 
@@ -136,6 +145,12 @@ impl Exchange {
     pub fn is_ended(&self) -> bool {
         let stream = self.stream.as_ref();
         stream.is_some_and(|stream| stream.ends.is_ended())
+    }
+
+    /// Whether that was the end of all streams, and not its age.
+    pub(crate) fn is_drained(&self) -> bool {
+        let stream = self.stream.as_ref();
+        self.is_ended() && stream.is_some_and(|stream| stream.ends.with_all())
     }
 
     /// The backends that could not be connected to, in the order of the attempts.

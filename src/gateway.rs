@@ -3,6 +3,7 @@
 //! and, on a route with a policy, the message that it judges.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
@@ -19,6 +20,7 @@ use crate::load::Load;
 use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
 use crate::message::{Body, MalformedBody};
+use crate::metrics::LookupOutcome;
 use crate::rejection::Rejection;
 use crate::route::{HostHeader, Route};
 use crate::rules::Rules;
@@ -76,8 +78,13 @@ impl Gateway {
     }
 
     /// What it goes by now.
-    pub(crate) fn rules(&self) -> Arc<Rules> {
+    pub fn rules(&self) -> Arc<Rules> {
         self.rules.load_full()
+    }
+
+    /// Where it keeps its sessions.
+    pub fn store(&self) -> &dyn SessionStore {
+        &*self.store
     }
 
     /// Gives clients these limits in place of the default ones.
@@ -159,8 +166,9 @@ impl Gateway {
             exchange.call = Call::Discover;
             return Ok(Admission::Forward);
         }
-        exchange.era = Era::of(&request.headers);
-        match exchange.era {
+        let era = Era::of(&request.headers);
+        exchange.era = Some(era);
+        match era {
             Era::Session => {
                 self.admit_to_session(request, &route, exchange).await?;
                 remembered_405(request, &route, exchange)?;
@@ -207,7 +215,7 @@ impl Gateway {
             return Err(Rejection::UnknownSession);
         }
         let id = ClientSessionId::try_from(id).map_err(|_| Rejection::UnknownSession)?;
-        let found = self.store.find(id).await;
+        let found = self.find(id, exchange).await;
         let binding = found
             .map_err(|_| Rejection::StoreUnavailable)?
             .filter(|binding| binding.route == route.path)
@@ -233,6 +241,26 @@ impl Gateway {
         let judged = judge_body(request, body, exchange);
         exchange.is_judged = judged.is_ok();
         judged.map_err(|rejection| exchange.refuse(rejection))
+    }
+
+    /// Looks a session up. The time that it took is noted where the request's is.
+    async fn find(
+        &self,
+        id: ClientSessionId,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Binding>, StoreError> {
+        if exchange.arrived.is_none() {
+            return self.store.find(id).await;
+        }
+        let begun = Instant::now();
+        let found = self.store.find(id).await;
+        let outcome = match found {
+            Ok(Some(_)) => LookupOutcome::Found,
+            Ok(None) => LookupOutcome::Missing,
+            Err(StoreError) => LookupOutcome::Error,
+        };
+        exchange.lookup = Some((outcome, begun.elapsed()));
+        found
     }
 
     /// The backend that the request goes to: its session's own, else the one with the fewest
@@ -354,7 +382,8 @@ impl Gateway {
             response.remove_header(&MCP_SESSION_ID);
             return Ok(());
         }
-        if is_event_stream(&response.headers) {
+        exchange.is_stream = is_event_stream(&response.headers);
+        if exchange.is_stream {
             // With a length, Pingora holds small chunks back until it is reached.
             response.remove_header(&header::CONTENT_LENGTH);
         }
@@ -555,7 +584,8 @@ fn judge_body(
         exchange.request_id = message.id().cloned();
     }
     let policy = exchange.policy().ok_or(Rejection::Internal)?;
-    policy.judge(&body, exchange.era, &request.headers)
+    let era = exchange.era.ok_or(Rejection::Internal)?;
+    policy.judge(&body, era, &request.headers)
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -570,7 +600,7 @@ fn is_longer(length: Option<u64>, most: Option<u64>) -> bool {
 
 fn opens_session(response: &ResponseHeader, exchange: &Exchange) -> bool {
     let may_open = match exchange.call {
-        Call::Post | Call::Get | Call::Delete | Call::Listen => exchange.era == Era::Session,
+        Call::Post | Call::Get | Call::Delete | Call::Listen => exchange.era == Some(Era::Session),
         Call::Discover => false,
     };
     may_open && response.status.is_success()
@@ -737,7 +767,7 @@ fn host_header(request: &RequestHeader) -> Option<HeaderValue> {
 
 /// Whom the client addressed: the target's authority (RFC 9112 3.2.2), else `Host`. A `Host`
 /// that is not text is no name, and allowed nowhere that names are checked.
-fn authority(request: &RequestHeader) -> Option<&str> {
+pub(crate) fn authority(request: &RequestHeader) -> Option<&str> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
         None => {

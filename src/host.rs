@@ -23,7 +23,7 @@ pub enum Reach {
 }
 
 /// The names by which clients may address this server.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct HostPolicy {
     /// Empty: any name on a network address, loopback names on a loopback address.
@@ -55,7 +55,7 @@ impl HostPolicy {
 }
 
 /// A name without port, or an address.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct HostName(String);
 
 impl<'de> Deserialize<'de> for HostName {

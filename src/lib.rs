@@ -47,6 +47,8 @@ pub mod listener;
 pub mod load;
 pub mod mcp;
 pub mod message;
+pub mod metrics;
+pub mod observe;
 pub mod policy;
 pub mod proxy;
 pub mod rejection;

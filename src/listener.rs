@@ -6,7 +6,7 @@ use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
 use serde::{Deserialize, Deserializer};
 
 use crate::backend::tcp_keepalive;
-use crate::setting::{Entries, Entry, Text, parse};
+use crate::setting::{Address, Entries, Entry, parse};
 use crate::tls::ListenerTls;
 
 /// What is listened on: at least one address, each once.
@@ -87,22 +87,6 @@ impl Entry for Listener {
 }
 
 fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
-    let Address(address) = parse::<Text, _, _>(deserializer)?;
+    let Address(address) = Address::deserialize(deserializer)?;
     Ok(address)
-}
-
-struct Address(SocketAddr);
-
-impl TryFrom<Text> for Address {
-    type Error = &'static str;
-
-    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() != 0 => Ok(Self(address)),
-            Ok(_) => Err("port zero: expected the port that clients connect to"),
-            Err(_) => {
-                Err("not an address: expected an IP address and a port, such as 127.0.0.1:8080")
-            }
-        }
-    }
 }

@@ -54,6 +54,14 @@ pub enum Era {
 }
 
 impl Era {
+    /// A short stable name, used in metrics and the access log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Stateless => "stateless",
+        }
+    }
+
     /// Reads the era from `MCP-Protocol-Version`. An absent header, and one that is no revision,
     /// is the session era's: only there may it be missing (MCP 2025-06-18, Protocol Version
     /// Header).
@@ -92,6 +100,38 @@ impl Call {
             Method::DELETE => Some(Self::Delete),
             _ => None,
         }
+    }
+}
+
+/// What a message asks for, as `Mcp-Method` says: one of those that a client of the stateless era
+/// sends, or another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct McpMethod(usize);
+
+impl McpMethod {
+    /// How many there are, the other included.
+    pub const COUNT: usize = METHODS.len() + 1;
+
+    /// The method of a request. `None` where its headers tell none.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let name = headers.get(header::MCP_METHOD)?.as_bytes();
+        let known = METHODS.iter().position(|known| known.as_bytes() == name);
+        Some(Self(known.unwrap_or(METHODS.len())))
+    }
+
+    /// Its name, or `_OTHER`: never what a client made up.
+    pub fn name(self) -> &'static str {
+        METHODS.get(self.0).unwrap_or(&OTHER)
+    }
+
+    /// Its position, below [`COUNT`](Self::COUNT).
+    pub fn index(self) -> usize {
+        self.0
+    }
+
+    /// Whether `Mcp-Name` is the name of a tool.
+    pub fn calls_tool(self) -> bool {
+        self.name() == "tools/call"
     }
 }
 
@@ -223,6 +263,27 @@ pub const ALLOWED_METHODS: &str = "GET, POST, DELETE, OPTIONS";
 
 /// The same where the backend has no GET stream.
 pub const ALLOWED_METHODS_WITHOUT_GET: &str = "POST, DELETE, OPTIONS";
+
+/// What OpenTelemetry's conventions call a value outside a closed set.
+pub const OTHER: &str = "_OTHER";
+
+/// The methods that a client sends (MCP 2026-07-28, Schema; its extension for tasks).
+const METHODS: [&str; 14] = [
+    "completion/complete",
+    "notifications/cancelled",
+    "prompts/get",
+    "prompts/list",
+    "resources/list",
+    "resources/read",
+    "resources/templates/list",
+    "server/discover",
+    "subscriptions/listen",
+    "tasks/cancel",
+    "tasks/get",
+    "tasks/update",
+    "tools/call",
+    "tools/list",
+];
 
 const FIRST_STATELESS_REVISION: &[u8] = b"2026-07-28";
 

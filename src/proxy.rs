@@ -1,6 +1,7 @@
 //! `McpProxy`: the gateway as a Pingora HTTP proxy. This is the one place that knows Pingora's
 //! `Session`, and the one that writes an answer of the proxy's own.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use http::header::{EXPECT, TRANSFER_ENCODING};
 use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::timeout;
+use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -19,6 +21,8 @@ use crate::exchange::{Connection, Exchange};
 use crate::gateway::{Admission, Gateway};
 use crate::host::Reach;
 use crate::mcp::Call;
+use crate::metrics::Connected;
+use crate::observe::{Observer, Transfer};
 use crate::rejection::{REFUSED, Rejection};
 
 /// An MCP gateway that a Pingora server can host.
@@ -28,6 +32,7 @@ use crate::rejection::{REFUSED, Rejection};
 #[derive(Debug)]
 pub struct McpProxy {
     gateway: Arc<Gateway>,
+    observer: Observer,
 }
 
 impl McpProxy {
@@ -35,7 +40,31 @@ impl McpProxy {
     pub fn new(gateway: impl Into<Arc<Gateway>>) -> Self {
         Self {
             gateway: gateway.into(),
+            observer: Observer::default(),
         }
+    }
+
+    /// Tells `observer` of each request.
+    #[must_use]
+    pub fn with_observer(self, observer: Observer) -> Self {
+        Self { observer, ..self }
+    }
+
+    /// What it serves.
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+}
+
+impl From<Gateway> for McpProxy {
+    fn from(gateway: Gateway) -> Self {
+        Self::new(gateway)
+    }
+}
+
+impl From<Arc<Gateway>> for McpProxy {
+    fn from(gateway: Arc<Gateway>) -> Self {
+        Self::new(gateway)
     }
 }
 
@@ -50,7 +79,12 @@ impl ProxyHttp for McpProxy {
     /// No modules: an empty set costs nothing a request, and nothing may compress a stream.
     fn init_downstream_modules(&self, _: &mut pingora_core::modules::http::HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        self.observer.arrived(exchange);
         header_arrived(session.as_downstream());
         let timeouts = self.gateway.timeouts();
         // A connection that the client wants closed stays so.
@@ -107,6 +141,7 @@ impl ProxyHttp for McpProxy {
         exchange: &mut Exchange,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        self.observer.connect_failed(exchange);
         // Nothing of the request has been read or sent, so that another backend may have it.
         if self.gateway.another_backend(exchange) {
             error.set_retry(true);
@@ -117,6 +152,23 @@ impl ProxyHttp for McpProxy {
             );
         }
         error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        is_reused: bool,
+        _: &HttpPeer,
+        _: RawFd,
+        _: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        let connected = match is_reused {
+            true => Connected::Reused,
+            false => Connected::New,
+        };
+        self.observer.connected(exchange, connected);
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -178,6 +230,9 @@ impl ProxyHttp for McpProxy {
             // (RFC 9112 6.1, 6.3).
             session.set_keepalive(None);
         }
+        if !response.status.is_informational() {
+            self.observer.answered(exchange);
+        }
         self.gateway.to_client(response, exchange)
     }
 
@@ -189,6 +244,18 @@ impl ProxyHttp for McpProxy {
     ) -> FailToProxy {
         log_failure(error, exchange);
         answer_failure(&self.gateway, session, error, exchange).await
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+        let transfer = Transfer {
+            request: session.req_header(),
+            status: session.response_written().map(|header| header.status),
+            received: session.body_bytes_read() as u64,
+            sent: session.body_bytes_sent() as u64,
+        };
+        // An answer that was held back is one, as any other.
+        let error = error.filter(|error| *error.etype() != HELD);
+        self.observer.finished(exchange, transfer, error);
     }
 
     /// Pingora's own lines quote what a backend sent, ids included, and whole request targets:

@@ -91,7 +91,7 @@ impl Rejection {
         self.entry().status
     }
 
-    /// A short stable name, used in `type` and in logs.
+    /// A short stable name, used in `type`, in logs and in metrics.
     pub fn name(self) -> &'static str {
         self.entry().name
     }

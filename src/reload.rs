@@ -16,6 +16,8 @@ use crate::drain::DrainSettings;
 use crate::gateway::Gateway;
 use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::listener::Listeners;
+use crate::metrics::MetricsSettings;
+use crate::observe::{AccessLogSettings, AdminSettings};
 use crate::session::SessionSettings;
 
 /// Has a running gateway go by a configuration file that has changed: by all of it but [`Fixed`].
@@ -28,7 +30,8 @@ pub struct Reload {
     asked: Arc<AtomicBool>,
 }
 
-/// What a running process keeps: its listeners, its session store, and Pingora's own settings.
+/// What a running process keeps: its listeners, its session store, what watches it, and Pingora's own
+/// settings.
 #[derive(Debug)]
 pub struct Fixed {
     listeners: Listeners,
@@ -36,6 +39,9 @@ pub struct Fixed {
     timeouts: ClientTimeouts,
     limits: ClientLimits,
     drain: DrainSettings,
+    admin: AdminSettings,
+    metrics: MetricsSettings,
+    access_log: AccessLogSettings,
     /// As a value, since Pingora's own type cannot be copied.
     server: serde_json::Value,
 }
@@ -107,6 +113,9 @@ impl Fixed {
             timeouts: mcp.timeouts,
             limits: mcp.limits,
             drain: mcp.drain,
+            admin: mcp.admin.clone(),
+            metrics: mcp.metrics,
+            access_log: mcp.access_log.clone(),
             server: serde_json::to_value(server).unwrap_or_default(),
         }
     }
@@ -118,6 +127,9 @@ impl Fixed {
             (self.timeouts != other.timeouts, "mcp.timeouts"),
             (self.limits != other.limits, "mcp.limits"),
             (self.drain != other.drain, "mcp.drain"),
+            (self.admin != other.admin, "mcp.admin"),
+            (self.metrics != other.metrics, "mcp.metrics"),
+            (self.access_log != other.access_log, "mcp.access_log"),
             (self.server != other.server, "Pingora's keys"),
         ];
         let differing = differences.into_iter().filter(|(differs, _)| *differs);

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 use crate::backend::{Backend, BackendSection, Pool, Timeouts};
 use crate::compatibility::Compatibility;
 use crate::discovery::{PublicUrl, WellKnown};
+use crate::metrics::Series;
 use crate::policy::{MethodPolicy, Policy, ToolPolicy};
 use crate::setting::{Entries, Entry, Most, MostBytes, Text, parse};
 use crate::tls::BackendTls;
@@ -38,6 +39,8 @@ pub struct Route {
     pub max_body: Option<u64>,
     /// Whether a session has been opened here.
     opens_sessions: AtomicBool,
+    /// What is counted of requests that are at none of its backends.
+    pub(crate) series: Arc<Series>,
 }
 
 /// `host` of a route: what backends get as `Host`.
@@ -194,6 +197,7 @@ impl RouteTable {
             if let (Some(route), Some(former)) = (Arc::get_mut(route), same) {
                 route.pool.succeed(&former.pool);
                 route.opens_sessions = AtomicBool::new(former.opens_sessions());
+                route.series = Arc::clone(&former.series);
             }
         }
     }
@@ -296,6 +300,7 @@ impl From<RouteSection> for Route {
             max_stream_age: timeouts.max_stream_age.0,
             max_body: limits.max_body.0,
             opens_sessions: AtomicBool::new(false),
+            series: Arc::default(),
         }
     }
 }

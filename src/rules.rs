@@ -17,7 +17,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Takes over what `former` knows of backends that both have: the requests in flight.
+    /// Takes over what `former` counts of the routes and backends that both have.
     pub(crate) fn succeed(&mut self, former: &Self) {
         self.routes.succeed(&former.routes);
     }

@@ -1,6 +1,7 @@
 //! From a configuration to a running Pingora server.
 
-use std::net::TcpListener;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use pingora_core::apps::HttpServerOptions;
@@ -17,6 +18,8 @@ use crate::drain::{Drain, Drained, Signals};
 use crate::gateway::Gateway;
 use crate::limits::ClientLimits;
 use crate::listener::Listeners;
+use crate::metrics::Metrics;
+use crate::observe::{AccessLog, Admin, Observer};
 use crate::proxy::McpProxy;
 use crate::reload::{Fixed, Reload};
 use crate::session::MemoryStore;
@@ -27,20 +30,27 @@ use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 /// they name is the one that `settings` have been read from, and is read again on SIGHUP.
 ///
 /// # Errors
-/// An address cannot be listened on.
-pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
+/// An address cannot be listened on, or the access log not be written.
+pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let Settings { server, mut mcp } = settings;
     let file = options.conf.take();
     if !options.upgrade {
-        check_addresses(&mcp.listeners)?;
+        let addresses = mcp.listeners.iter().map(|listener| listener.address);
+        check_addresses(addresses.chain(mcp.admin.address))?;
     }
+    let access_log = AccessLog::open(mcp.access_log.clone()).map_err(StartError::AccessLog)?;
     let settings = mcp.drain;
     let fixed = Fixed::of(&server, &mcp);
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
     log::info!("{}", summary(&mcp));
     fit_connections(&mut mcp.limits, &pingora.configuration);
-    let listeners = mcp.listeners.clone();
+    let (listeners, sessions, admin) = (mcp.listeners.clone(), mcp.sessions, mcp.admin.clone());
+    // Without the admin listener nobody could read them.
+    let metrics = match admin.address {
+        Some(_) => Some(Arc::new(Metrics::new(mcp.metrics)?)),
+        None => None,
+    };
     let gateway = Arc::new(gateway(mcp));
     if let Some(file) = file {
         let reload = Reload::new(file, fixed, Arc::clone(&gateway));
@@ -50,13 +60,24 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), ListenError> {
     pingora.add_service(background_service("certificates", watch));
     let upgrade_sock = pingora.configuration.upgrade_sock.clone();
     let drain = Arc::new(Drain::new(settings, gateway.load().clone(), upgrade_sock));
-    let proxy = application(&pingora.configuration, gateway, &listeners);
+    let observer = Observer::new(metrics, access_log.clone());
+    if let Some(address) = admin.address {
+        let (hosts, gateway) = (admin.allowed_hosts, Arc::clone(&gateway));
+        let admin = Admin::new(hosts, gateway, observer.clone(), sessions, drain.begun());
+        let service = admin_service(admin, address);
+        pingora.add_service(Drained::to_the_end(service, Arc::clone(&drain)));
+    }
+    let proxy = McpProxy::new(gateway).with_observer(observer);
+    let proxy = application(&pingora.configuration, proxy, &listeners);
     let mut service = Drained::new(SERVICE, proxy, Arc::clone(&drain));
     listen(service.service(), &listeners);
     pingora.add_service(service);
     pingora.run(RunArgs {
         shutdown_signal: Box::new(Signals(drain)),
     });
+    if let Some(access_log) = access_log {
+        access_log.flush();
+    }
     Ok(())
 }
 
@@ -70,10 +91,10 @@ pub fn gateway(config: Config) -> Gateway {
 /// The proxy as a service on `listeners`, to host in a Pingora server of your own.
 pub fn proxy_service(
     conf: &Arc<ServerConf>,
-    gateway: impl Into<Arc<Gateway>>,
+    proxy: impl Into<McpProxy>,
     listeners: &Listeners,
 ) -> Service<Connections<HttpProxy<McpProxy>>> {
-    let proxy = application(conf, gateway.into(), listeners);
+    let proxy = application(conf, proxy.into(), listeners);
     let mut service = Service::new(SERVICE.to_owned(), proxy);
     listen(&mut service, listeners);
     service
@@ -82,12 +103,13 @@ pub fn proxy_service(
 /// The proxy behind the bounds of its clients' connections.
 fn application(
     conf: &Arc<ServerConf>,
-    gateway: Arc<Gateway>,
+    proxy: McpProxy,
     listeners: &Listeners,
 ) -> Connections<HttpProxy<McpProxy>> {
+    let gateway = proxy.gateway();
     let (timeouts, limits) = (*gateway.timeouts(), *gateway.limits());
     let load = gateway.load().clone();
-    let mut proxy = http_proxy(conf, McpProxy::new(gateway));
+    let mut proxy = http_proxy(conf, proxy);
     let mut options = HttpServerOptions::default();
     options.h2c = listeners.speak_h2c();
     options.h2_idle_timeout = Some(timeouts.keep_alive.0);
@@ -128,19 +150,40 @@ pub fn certificate_watch(listeners: &Listeners, gateway: Arc<Gateway>) -> Certif
     })
 }
 
-/// An address that cannot be listened on.
+/// The admin listener as a service, to host in a Pingora server of your own. Its one thread is not
+/// the proxy's: it answers also where that is busy.
+pub fn admin_service(admin: Admin, address: SocketAddr) -> Service<Admin> {
+    let mut service = Service::new("admin".to_owned(), admin);
+    service.threads = Some(1);
+    service.add_tcp(&address.to_string());
+    service
+}
+
+/// What keeps the proxy from its start.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {cause}")]
-pub struct ListenError {
-    address: std::net::SocketAddr,
-    cause: std::io::Error,
+#[non_exhaustive]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {cause}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        cause: io::Error,
+    },
+    /// The access log's file cannot be opened.
+    #[error("the access log cannot be written: {0}")]
+    AccessLog(io::Error),
+    /// The metrics cannot be made.
+    #[error("no metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
 }
 
 /// Pingora tries a bind for half a minute and then goes on without the listener. All are held at
 /// once here, as two of them may be in each other's way.
-fn check_addresses(listeners: &Listeners) -> Result<(), ListenError> {
-    let bind = |address| TcpListener::bind(address).map_err(|cause| ListenError { address, cause });
-    let addresses = listeners.iter().map(|listener| listener.address);
+fn check_addresses(addresses: impl Iterator<Item = SocketAddr>) -> Result<(), StartError> {
+    let bind =
+        |address| TcpListener::bind(address).map_err(|cause| StartError::Listen { address, cause });
     let held: Result<Vec<_>, _> = addresses.map(bind).collect();
     held.map(drop)
 }
@@ -174,6 +217,9 @@ fn summary(config: &Config) -> String {
     for listener in config.listeners.iter() {
         let tls = if listener.tls.is_some() { " (TLS)" } else { "" };
         summary += &format!(" {}{tls}", listener.address);
+    }
+    if let Some(address) = config.admin.address {
+        summary += &format!("; admin on {address}");
     }
     for route in config.routes.iter() {
         summary += &format!("; {} ->", route.path);

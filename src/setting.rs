@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -113,6 +114,30 @@ impl<'de> Deserialize<'de> for MostBytes {
         match size(&text.0) {
             Ok(Size(bytes)) => Ok(Self(Some(bytes))),
             Err(problem) => Err(refuse(&format!("{problem}, or 'none'"))),
+        }
+    }
+}
+
+/// An IP address and a port that can be listened on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Address(pub SocketAddr);
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for Address {
+    type Error = &'static str;
+
+    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => Ok(Self(address)),
+            Ok(_) => Err("port zero: expected the port that clients connect to"),
+            Err(_) => {
+                Err("not an address: expected an IP address and a port, such as 127.0.0.1:8080")
+            }
         }
     }
 }

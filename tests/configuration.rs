@@ -140,6 +140,8 @@ fn each_key_of_edge_yaml_changes_something() {
             ("origins", _) => "[]",
             ("expired_session_status", _) => "400",
             ("evict", _) => "oldest",
+            ("format", _) => "json",
+            ("key", _) => "0123456789abcdef",
             (_, "true") => "false",
             (_, "false") => "true",
             (_, "none") => "1s",
@@ -305,6 +307,9 @@ fn known_keys() -> BTreeSet<String> {
         ("mcp.limits", "mcp: {limits: {probe: 1}}"),
         ("mcp.cors", "mcp: {cors: {probe: 1}}"),
         ("mcp.drain", "mcp: {drain: {probe: 1}}"),
+        ("mcp.admin", "mcp: {admin: {probe: 1}}"),
+        ("mcp.metrics", "mcp: {metrics: {probe: 1}}"),
+        ("mcp.access_log", "mcp: {access_log: {probe: 1}}"),
     ];
     let mut keys = BTreeSet::new();
     for (section, yaml) in sections {

@@ -17,7 +17,7 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use support::process::ProxyProcess;
 use support::wire::Wire;
-use support::{Backend, Seen, answer, header, post, route, within};
+use support::{Backend, Seen, answer, header, post, route, unused_address, within};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 
@@ -244,7 +244,7 @@ async fn neither_the_log_nor_any_answer_tells_an_id_or_a_secret() {
         talk.hear(talk.bound("/closed")).await;
         talk.hear(talk.ask("/mcp").header("mcp-session-id", "forged-s3cret"))
             .await;
-        talk.assert_nothing_told();
+        talk.assert_nothing_told().await;
     }
 }
 
@@ -262,7 +262,7 @@ async fn a_malformed_answer_of_a_backend_is_not_told_to_anybody() {
             talk.hear_of(talk.bound("/mcp"), &answer, Ending::Closed)
                 .await;
         }
-        talk.assert_nothing_told();
+        talk.assert_nothing_told().await;
     }
 }
 
@@ -272,7 +272,7 @@ async fn a_query_is_not_written_to_the_log() {
         let mut talk = Talk::start(level).await;
         let request = talk.bound("/mcp?api_key=s3cret");
         talk.hear_of(request, "", Ending::Closed).await;
-        talk.assert_nothing_told();
+        talk.assert_nothing_told().await;
     }
 }
 
@@ -282,7 +282,7 @@ async fn no_log_level_of_a_module_makes_pingora_write_headers() {
     let mut talk = Talk::start(level).await;
     talk.hear_of(talk.bound("/mcp"), OPENING, Ending::Closed)
         .await;
-    talk.assert_nothing_told();
+    talk.assert_nothing_told().await;
 }
 
 #[tokio::test]
@@ -305,7 +305,7 @@ async fn a_client_that_is_malformed_or_leaves_is_not_told_of() {
         let (backend, _) = Wire::accept(&talk.backend).await;
         drop(leaving);
         backend.until_closed().await;
-        talk.assert_nothing_told();
+        talk.assert_nothing_told().await;
     }
 }
 
@@ -313,6 +313,7 @@ async fn a_client_that_is_malformed_or_leaves_is_not_told_of() {
 /// client's `Authorization`, the headers of the configuration, the requests' bodies.
 struct Talk {
     proxy: ProxyProcess,
+    admin: SocketAddr,
     backend: TcpListener,
     /// The address of a second backend, which nobody listens on and nobody else can take.
     _closed: TcpSocket,
@@ -327,6 +328,7 @@ impl Talk {
         let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let closed = TcpSocket::new_v4().unwrap();
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let admin = unused_address();
         let secret = "          headers: { x-api-key: configured-s3cret }\n";
         let mcp = [
             &*route(&[backend.local_addr().unwrap()]),
@@ -335,10 +337,15 @@ impl Talk {
             "    - path: /closed\n      backends:\n        - name: closed\n",
             &format!("          url: http://{}\n", closed.local_addr().unwrap()),
             secret,
+            &format!("  admin:\n    address: {admin}\n"),
+            "  access_log: { format: json }\n",
         ];
         let log_level = [("RUST_LOG", level)];
+        let mut proxy = ProxyProcess::with_environment(&mcp.concat(), &log_level).await;
+        proxy.until_listening(admin).await;
         let mut talk = Self {
-            proxy: ProxyProcess::with_environment(&mcp.concat(), &log_level).await,
+            proxy,
+            admin,
             backend,
             _closed: closed,
             client_id: String::new(),
@@ -376,9 +383,21 @@ impl Talk {
         self.heard += &told;
     }
 
-    fn assert_nothing_told(&self) {
-        let log = self.proxy.log();
+    /// Neither the log, nor the access log among its lines, nor the admin's pages, nor an answer.
+    async fn assert_nothing_told(&self) {
+        let line = async {
+            while !self.proxy.log().contains(r#""ended":"#) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within("a line of the access log", line).await;
+        let mut log = self.proxy.log();
         assert!(log.contains("/mcp -> b0"), "there is no log: {log}");
+        for page in ["metrics", "status"] {
+            let page = reqwest::get(format!("http://{}/{page}", self.admin)).await;
+            log += &page.unwrap().text().await.unwrap();
+        }
+        assert!(log.contains("pingora_mcp_sessions_live 1"), "{log}");
         for secret in ["s3cret", &self.client_id] {
             assert!(!log.contains(secret), "{secret} is in the log: {log}");
             assert!(

@@ -149,6 +149,31 @@ async fn a_lifetime_ends_a_session_that_is_in_use() {
     assert!(opened.elapsed() >= Duration::from_millis(200));
 }
 
+#[tokio::test]
+async fn a_census_tells_why_sessions_were_forgotten() {
+    let limits = "{ capacity: 2, evict: oldest, idle_timeout: 50ms, lifetime: 200ms }";
+    let store = MemoryStore::new(with_yaml(limits));
+    let used = ClientSessionId::mint();
+    store.insert(used, binding(0)).await.unwrap();
+    for position in 1..=2 {
+        let id = ClientSessionId::mint();
+        store.insert(id, binding(position)).await.unwrap();
+        store.find(used).await.unwrap();
+    }
+    assert_eq!(store.census().await.live, Some(2));
+    let began = Instant::now();
+    while store.census().await.live != Some(0) {
+        assert!(began.elapsed() < Duration::from_secs(10), "one lives on");
+        store.find(used).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let census = store.census().await;
+    // On a busy machine, the one that is used may be found too late, and be idle too.
+    assert_eq!(census.idle + census.lifetime, 2);
+    assert!(census.idle >= 1);
+    assert_eq!(census.capacity, 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_use_loses_nothing() {
     let store = Arc::new(MemoryStore::new(with_yaml("{ capacity: 10000 }")));

@@ -65,6 +65,11 @@ impl Ends {
         self.ended.load(Ordering::Relaxed)
     }
 
+    /// Whether all streams are to end.
+    pub(crate) fn with_all(&self) -> bool {
+        *self.with_all.borrow()
+    }
+
     /// Has `peer` connected to by a connection that ends with the stream. It is none of the pool,
     /// neither before nor after.
     pub(crate) fn attach(&self, peer: &mut HttpPeer) {

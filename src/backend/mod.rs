@@ -22,6 +22,7 @@ pub use pool::{Lease, Pool};
 use crate::compatibility::GetRefusal;
 use crate::limits::Bound;
 use crate::mcp::Call;
+use crate::metrics::Series;
 use crate::setting::{Entry, Limit, Most, Period, Text, is_bare, parse, refuse};
 use crate::tls::{BackendTls, BackendTlsSection};
 
@@ -38,14 +39,16 @@ pub struct Backend {
     in_flight: Bound,
     /// Its last 405 to a GET, for routes that remember it.
     pub(crate) get_refusal: GetRefusal,
+    /// What is counted of it.
+    pub(crate) series: Arc<Series>,
 }
 
 /// How long a backend may be silent, by method.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
-    get: Option<Duration>,
-    post: Option<Duration>,
-    delete: Option<Duration>,
+pub(crate) struct Limits {
+    pub(crate) get: Option<Duration>,
+    pub(crate) post: Option<Duration>,
+    pub(crate) delete: Option<Duration>,
 }
 
 impl Backend {
@@ -73,12 +76,18 @@ impl Backend {
             },
             in_flight: Bound::new(most),
             get_refusal: GetRefusal::default(),
+            series: Arc::default(),
         }
     }
 
     /// Its name, unique in its route.
     pub fn name(&self) -> &BackendName {
         &self.name
+    }
+
+    /// Its URL, as it stands in the configuration.
+    pub(crate) fn url(&self) -> impl fmt::Display {
+        &self.url
     }
 
     /// The path of its MCP endpoint, as the target of a request.
@@ -117,6 +126,11 @@ impl Backend {
         self.in_flight.held()
     }
 
+    /// How long it may be silent.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Where Pingora is to connect for `call`, and how long it may wait.
     pub fn peer(&self, call: Call) -> HttpPeer {
         let mut peer = self.peer.clone();
@@ -136,10 +150,7 @@ impl Backend {
 
 impl fmt::Display for Backend {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BackendUrl { host, target, .. } = &self.url;
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let host = host.to_str().unwrap_or_default();
-        write!(formatter, "{} ({scheme}://{host}{target})", self.name)
+        write!(formatter, "{} ({})", self.name, self.url)
     }
 }
 
@@ -181,6 +192,13 @@ impl TryFrom<Text> for BackendName {
             return Err("not a name: expected 1 to 63 letters, digits, '-', '_' or '.'");
         }
         Ok(Self(text.into()))
+    }
+}
+
+impl BackendName {
+    /// The name as it stands in the configuration.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -293,6 +311,14 @@ struct BackendUrl {
     target: Uri,
     /// The host, where the scheme is https: what the backend's certificate must be for.
     tls_name: Option<String>,
+}
+
+impl fmt::Display for BackendUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.tls_name.as_ref().map_or("http", |_| "https");
+        let host = self.host.to_str().unwrap_or_default();
+        write!(formatter, "{scheme}://{host}{}", self.target)
+    }
 }
 
 impl<'de> Deserialize<'de> for BackendUrl {

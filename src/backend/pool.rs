@@ -58,6 +58,7 @@ impl Pool {
             let same = formers.find(|former| former.name == backend.name);
             if let (Some(backend), Some(former)) = (Arc::get_mut(backend), same) {
                 backend.in_flight.succeed(&former.in_flight);
+                backend.series = Arc::clone(&former.series);
             }
         }
     }

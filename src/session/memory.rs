@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use moka::future::Cache;
+use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 
 use super::client::{ClientNetwork, Clients};
-use super::{Binding, Evict, OpenError, SessionSettings, SessionStore, StoreError};
+use super::{Binding, Census, Evict, OpenError, SessionSettings, SessionStore, StoreError};
 use crate::mcp::ClientSessionId;
 
 /// The default [`SessionStore`]: it is always reached, and forgets everything when the process
@@ -27,12 +29,26 @@ pub struct MemoryStore {
 struct Entry {
     binding: Binding,
     client: Option<ClientNetwork>,
+    since: Instant,
 }
 
-/// What is in the cache right now. moka's own count lags behind.
+impl Entry {
+    fn new(binding: Binding, client: Option<ClientNetwork>) -> Self {
+        Self {
+            binding,
+            client,
+            since: Instant::now(),
+        }
+    }
+}
+
+/// What is in the cache right now, as moka's own count lags behind, and what it forgot.
 struct Counts {
     sessions: u64,
     clients: Clients,
+    idle: u64,
+    lifetime: u64,
+    capacity: u64,
 }
 
 impl Counts {
@@ -40,6 +56,19 @@ impl Counts {
     fn add(&mut self, client: Option<ClientNetwork>) {
         self.sessions += 1;
         self.clients.add(client);
+    }
+
+    /// Counts a session out. moka does not tell the two reasons to expire apart; the age of what
+    /// expired does.
+    fn remove(&mut self, entry: &Entry, cause: RemovalCause, lifetime: Duration) {
+        self.sessions -= 1;
+        self.clients.remove(entry.client);
+        match cause {
+            RemovalCause::Expired if entry.since.elapsed() >= lifetime => self.lifetime += 1,
+            RemovalCause::Expired => self.idle += 1,
+            RemovalCause::Size => self.capacity += 1,
+            RemovalCause::Explicit | RemovalCause::Replaced => {}
+        }
     }
 }
 
@@ -55,18 +84,20 @@ impl MemoryStore {
         let counts = Arc::new(Mutex::new(Counts {
             sessions: 0,
             clients: Clients::new(&settings),
+            idle: 0,
+            lifetime: 0,
+            capacity: 0,
         }));
         let counted = Arc::clone(&counts);
+        let lifetime = settings.lifetime.0;
         let mut cache = Cache::builder()
             // moka's default policy may turn the newest entry away; a session that was just
             // opened must be found.
             .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(settings.idle_timeout.0)
-            .time_to_live(settings.lifetime.0)
-            .eviction_listener(move |_, entry: Entry, _| {
-                let mut counts = lock(&counted);
-                counts.sessions -= 1;
-                counts.clients.remove(entry.client);
+            .time_to_live(lifetime)
+            .eviction_listener(move |_, entry: Entry, cause| {
+                lock(&counted).remove(&entry, cause, lifetime);
             });
         if settings.evict == Evict::Oldest {
             cache = cache.max_capacity(settings.capacity.0);
@@ -126,7 +157,7 @@ impl SessionStore for MemoryStore {
         let bound = self.cache.get(&id).await;
         let client = bound.and_then(|entry| entry.client);
         lock(&self.counts).add(client);
-        self.put(id, Entry { binding, client }).await;
+        self.put(id, Entry::new(binding, client)).await;
         Ok(())
     }
 
@@ -140,7 +171,7 @@ impl SessionStore for MemoryStore {
             self.sweep().await;
             self.reserve(client)?;
         }
-        self.put(id, Entry { binding, client }).await;
+        self.put(id, Entry::new(binding, client)).await;
         Ok(())
     }
 
@@ -159,6 +190,18 @@ impl SessionStore for MemoryStore {
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {
         self.cache.invalidate(&id).await;
         Ok(())
+    }
+
+    /// Sweeps what has expired, as moka does so only while it is used.
+    async fn census(&self) -> Census {
+        self.sweep().await;
+        let counts = lock(&self.counts);
+        Census {
+            live: Some(counts.sessions),
+            idle: counts.idle,
+            lifetime: counts.lifetime,
+            capacity: counts.capacity,
+        }
     }
 }
 

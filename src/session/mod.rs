@@ -76,6 +76,25 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
     /// # Errors
     /// The store cannot be reached; `id` may still be bound.
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError>;
+
+    /// What the store knows of its sessions. One that is shared may know nothing.
+    async fn census(&self) -> Census {
+        Census::default()
+    }
+}
+
+/// How many sessions there are, and how many the store forgot by itself since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Census {
+    /// Sessions that are kept. `None` where that is not known.
+    pub live: Option<u64>,
+    /// Forgotten after `idle_timeout`.
+    pub idle: u64,
+    /// Forgotten after `lifetime`.
+    pub lifetime: u64,
+    /// Forgotten to make room for another.
+    pub capacity: u64,
 }
 
 /// The store cannot be reached.

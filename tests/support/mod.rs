@@ -77,13 +77,7 @@ impl Proxy {
         mcp: &str,
         gateway: impl FnOnce(pingora_mcp::Config) -> Gateway,
     ) -> Self {
-        // Bound here and handed over as in an upgrade: it takes connections from now on.
-        let socket = std::net::TcpListener::bind(address).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let address = socket.local_addr().unwrap();
-        let mut fds = Fds::new();
-        fds.add(address.to_string(), socket.into_raw_fd());
-
+        let (address, fds) = listen(address);
         let yaml = format!("version: 1\nmcp:\n  listeners:\n    - address: {address}\n{keys}{mcp}");
         let settings = || Settings::parse("test.yaml", &yaml, HashMap::new()).unwrap();
         let Settings { server, mcp, .. } = settings();
@@ -96,7 +90,6 @@ impl Proxy {
             None => Box::new(server::proxy_service(&server, gateway, &listeners)),
         };
         let (running, shutdown) = watch::channel(false);
-        let fds: ListenFds = Arc::new(fds.into());
         tokio::spawn(async move { service.start_service(Some(fds), shutdown, 1).await });
         Self {
             address: relay::in_front_of(address),
@@ -110,6 +103,17 @@ impl Proxy {
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
+}
+
+/// A socket on `address`, to be handed over to a service as in an upgrade: it takes connections
+/// from now on.
+pub fn listen(address: SocketAddr) -> (SocketAddr, ListenFds) {
+    let socket = std::net::TcpListener::bind(address).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut fds = Fds::new();
+    fds.add(address.to_string(), socket.into_raw_fd());
+    (address, Arc::new(fds.into()))
 }
 
 /// The YAML of one route `/mcp` to `backends`.
@@ -302,4 +306,4 @@ pub fn unused_address() -> SocketAddr {
     socket.local_addr().unwrap()
 }
 
-const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

@@ -6,6 +6,7 @@
 //! `PINGORA_MCP_MUTATION=<name>` has the tests of a file run against it; `tests/mutations.rs` sets
 //! it to each [`Mutation`] in turn.
 
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::modules::http::{HttpModule, HttpModuleBuilder, HttpModules, Module};
+use pingora_core::protocols::Digest;
 use pingora_core::services::Service;
 use pingora_core::services::listening;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -117,7 +119,7 @@ impl Mutant {
     /// The request to the backend, made by the real proxy, falsified.
     fn falsify_request(&self, request: &mut RequestHeader, context: &Context) {
         let asked = |name| context.asked.get(name).cloned();
-        let is_stateless = context.exchange.era() == Era::Stateless;
+        let is_stateless = context.exchange.era() == Some(Era::Stateless);
         match self.mutation {
             Mutation::LastEventIdDropped => drop(request.remove_header("last-event-id")),
             Mutation::MethodDropped => drop(request.remove_header("mcp-method")),
@@ -174,7 +176,7 @@ impl Mutant {
     fn falsify_answer(&self, answer: &mut ResponseHeader, context: &Context) {
         let status = answer.status;
         let is_error = status.as_u16() >= 400;
-        let is_stateless = context.exchange.era() == Era::Stateless;
+        let is_stateless = context.exchange.era() == Some(Era::Stateless);
         let has_id = answer.headers.contains_key(MCP_SESSION_ID);
         let new_id = || ClientSessionId::mint().to_header();
         let is_bound = context.asked.contains_key(MCP_SESSION_ID);
@@ -319,6 +321,22 @@ impl ProxyHttp for Mutant {
         }
         let exchange = &mut context.exchange;
         self.real.fail_to_connect(session, peer, exchange, error)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        session: &mut Session,
+        is_reused: bool,
+        peer: &HttpPeer,
+        fd: RawFd,
+        digest: Option<&Digest>,
+        context: &mut Context,
+    ) -> Result<()> {
+        let exchange = &mut context.exchange;
+        let connected = self
+            .real
+            .connected_to_upstream(session, is_reused, peer, fd, digest, exchange);
+        connected.await
     }
 
     async fn upstream_request_filter(

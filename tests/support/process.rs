@@ -81,6 +81,12 @@ impl ProxyProcess {
         panic!("each port was taken before the proxy could bind it");
     }
 
+    /// Waits until it listens on `address`, its admin listener's: each starts for itself.
+    pub async fn until_listening(&mut self, address: SocketAddr) {
+        let is_ready = self.program.until(|_| listens(address)).await;
+        assert!(is_ready, "it ended: {}", self.log());
+    }
+
     /// The URL of `path` at this proxy.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)

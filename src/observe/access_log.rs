@@ -1,0 +1,488 @@
+//! The access log: a line for each request, written by a thread of its own.
+//!
+//! A request hands its facts over without waiting. Where the writer does not keep up, lines are
+//! dropped and counted. No line holds anything that a client wrote, nor an id: a session is known by
+//! a keyed hash, by which lines can be joined and nothing can be asked for.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use blake2::Blake2sMac;
+use blake2::digest::{Mac, consts::U6};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::backend::BackendName;
+use crate::exchange::{Exchange, SessionOutcome};
+use crate::mcp::{ClientSessionId, Era, McpMethod};
+use crate::metrics::Finished;
+use crate::route::RoutePath;
+use crate::setting::{Text, parse};
+
+/// `mcp.access_log` in the configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessLogSettings {
+    /// What a line looks like.
+    pub format: Format,
+    /// The file that lines are added to; `None` is standard output.
+    pub path: Option<LogPath>,
+    /// What the sessions' hashes depend on; `None` is another key at each start.
+    pub key: Option<LogKey>,
+}
+
+/// What a line of the access log looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Format {
+    /// There is no access log.
+    #[default]
+    None,
+    /// A JSON object.
+    Json,
+    /// `key=value`, with spaces between.
+    Text,
+}
+
+/// The access log's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPath(PathBuf);
+
+impl<'de> Deserialize<'de> for LogPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for LogPath {
+    type Error = &'static str;
+
+    fn try_from(Text(path): Text) -> Result<Self, Self::Error> {
+        // The file is opened anew after a rotation, when the working directory may be another.
+        let path = std::path::absolute(path);
+        path.map(Self).map_err(|_| "empty: expected a file's path")
+    }
+}
+
+/// A secret, kept out of `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LogKey(String);
+
+impl<'de> Deserialize<'de> for LogKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse::<Text, _, _>(deserializer)
+    }
+}
+
+impl TryFrom<Text> for LogKey {
+    type Error = &'static str;
+
+    fn try_from(Text(key): Text) -> Result<Self, Self::Error> {
+        match key.len() {
+            16..=32 => Ok(Self(key)),
+            _ => Err("not a key: expected 16 to 32 bytes that nobody can guess"),
+        }
+    }
+}
+
+impl fmt::Debug for LogKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("LogKey(redacted)")
+    }
+}
+
+/// An access log that is open. Clones write to the same.
+#[derive(Clone, Debug)]
+pub struct AccessLog(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    entries: OnceLock<SyncSender<Entry>>,
+    /// Until the first record starts it.
+    writer: Mutex<Option<Writer>>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl AccessLog {
+    /// Opens the log that `settings` describe, if they want one.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open(settings: AccessLogSettings) -> io::Result<Option<Self>> {
+        if settings.format == Format::None {
+            return Ok(None);
+        }
+        let sink = match settings.path {
+            None => Sink::Stdout,
+            Some(LogPath(path)) => Sink::File {
+                file: open(&path)?,
+                path,
+            },
+        };
+        let dropped = Arc::new(AtomicU64::new(0));
+        let writer = Writer {
+            format: settings.format,
+            hasher: hasher(settings.key.as_ref()),
+            sink,
+            dropped: Arc::clone(&dropped),
+        };
+        Ok(Some(Self(Arc::new(Shared {
+            entries: OnceLock::new(),
+            writer: Mutex::new(Some(writer)),
+            dropped,
+        }))))
+    }
+
+    /// The lines that were not written, as they came too fast or the file could not take them.
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Hands a request over that is over.
+    pub(super) fn write(&self, exchange: &Exchange, mcp: Option<McpMethod>, request: &Finished) {
+        let record = Record {
+            ended: SystemTime::now(),
+            client: exchange.connection.client,
+            route: exchange.route.as_ref().map(|route| route.path.clone()),
+            backend: exchange.backend().map(|backend| backend.name().clone()),
+            mcp,
+            request: *request,
+            session: exchange.client_session(),
+            outcome: exchange.outcome(),
+            refusal: exchange.rejection().map(|rejection| rejection.name()),
+        };
+        // Started here and not with the log: a process that goes to the background loses its threads.
+        let entries = self.0.entries.get_or_init(|| self.start());
+        if entries.try_send(Entry::Record(record)).is_err() {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns when the lines of all requests that are over are written, or cannot be for a while.
+    pub fn flush(&self) {
+        let Some(entries) = self.0.entries.get() else {
+            return;
+        };
+        let (done, written) = sync_channel(1);
+        if entries.send(Entry::Flush(done)).is_ok()
+            && let Err(error) = written.recv_timeout(FLUSHING)
+        {
+            log::warn!("the access log's last lines are lost: {error}");
+        }
+    }
+
+    fn start(&self) -> SyncSender<Entry> {
+        let (sender, receiver) = sync_channel(WAITING_RECORDS);
+        let writer = &self.0.writer;
+        let writer = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = std::thread::Builder::new().name("access log".to_owned());
+        let started = thread.spawn(move || writer.map(|writer| writer.run(&receiver)));
+        if let Err(error) = started {
+            log::error!("no access log: {error}");
+        }
+        sender
+    }
+}
+
+/// What the writer is handed.
+#[derive(Debug)]
+enum Entry {
+    Record(Record),
+    /// All before it are to be written, and that is to be said.
+    Flush(SyncSender<()>),
+}
+
+/// What is known of a request that is over.
+#[derive(Debug)]
+struct Record {
+    ended: SystemTime,
+    client: Option<IpAddr>,
+    route: Option<RoutePath>,
+    backend: Option<BackendName>,
+    mcp: Option<McpMethod>,
+    request: Finished,
+    session: Option<ClientSessionId>,
+    outcome: SessionOutcome,
+    refusal: Option<&'static str>,
+}
+
+/// A line, its fields in their order.
+#[derive(Serialize)]
+struct Line<'r> {
+    time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'r str>,
+    method: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    era: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mcp_method: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_byte: Option<f64>,
+    duration: f64,
+    received: u64,
+    sent: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<&'static str>,
+    ended: &'static str,
+}
+
+impl<'r> Line<'r> {
+    fn new(record: &'r Record, hasher: &Blake2sMac<U6>) -> Self {
+        let Record { request, .. } = record;
+        let arrived = record.ended.checked_sub(request.duration);
+        let arrived = arrived.unwrap_or(record.ended);
+        Self {
+            time: humantime::format_rfc3339_millis(arrived).to_string(),
+            client: record.client,
+            route: record.route.as_ref().map(RoutePath::as_str),
+            method: request.method.name(),
+            era: request.era.map(Era::name),
+            mcp_method: record.mcp.map(McpMethod::name),
+            status: request.status.map(|status| status.as_u16()),
+            backend: record.backend.as_ref().map(BackendName::as_str),
+            first_byte: request.first_byte.map(seconds),
+            duration: seconds(request.duration),
+            received: request.received,
+            sent: request.sent,
+            session: record.session.map(|id| hash(hasher, id)),
+            outcome: match record.outcome {
+                SessionOutcome::None => None,
+                SessionOutcome::Opened(_) => Some("opened"),
+                SessionOutcome::Kept => Some("kept"),
+                SessionOutcome::Ended => Some("ended"),
+                SessionOutcome::Lost => Some("lost"),
+            },
+            refusal: record.refusal,
+            ended: request.ending.name(),
+        }
+    }
+
+    fn append(&self, format: Format, lines: &mut Vec<u8>) -> io::Result<()> {
+        match format {
+            Format::None => return Ok(()),
+            Format::Json => serde_json::to_writer(&mut *lines, self)?,
+            Format::Text => {
+                let Value::Object(fields) = serde_json::to_value(self)? else {
+                    return Ok(());
+                };
+                for (position, (name, value)) in fields.iter().enumerate() {
+                    let space = if position == 0 { "" } else { " " };
+                    match value {
+                        Value::String(text) if is_word(text) => {
+                            write!(lines, "{space}{name}={text}")?;
+                        }
+                        quoted => write!(lines, "{space}{name}={quoted}")?,
+                    }
+                }
+            }
+        }
+        lines.push(b'\n');
+        Ok(())
+    }
+}
+
+/// Whether `text` needs no quotes to be one value.
+fn is_word(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\"=".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_plain)
+}
+
+/// To the microsecond.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "2^53 microseconds are 285 years"
+)]
+fn seconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e6
+}
+
+fn hasher(key: Option<&LogKey>) -> Blake2sMac<U6> {
+    let random;
+    let key = match key {
+        Some(LogKey(key)) => key.as_bytes(),
+        None => {
+            random = [Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat();
+            &random
+        }
+    };
+    Blake2sMac::new_from_slice(key).expect("a key has at most 32 bytes")
+}
+
+/// 48 bits, in hex digits: enough to tell sessions apart, too few to find an id by.
+fn hash(hasher: &Blake2sMac<U6>, id: ClientSessionId) -> String {
+    let hashed = hasher.clone().chain_update(id.to_header()).finalize();
+    let digits = hashed.into_bytes();
+    digits.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where lines go.
+#[derive(Debug)]
+enum Sink {
+    Stdout,
+    File { file: File, path: PathBuf },
+}
+
+impl Sink {
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(lines)?;
+                stdout.flush()
+            }
+            Self::File { file, path } => {
+                let named = std::fs::metadata(&*path);
+                let opened = file.metadata()?;
+                let is_same = named
+                    .is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
+                if !is_same {
+                    *file = open(path)?;
+                }
+                file.write_all(lines)
+            }
+        }
+    }
+}
+
+fn open(path: &PathBuf) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+/// The one that writes.
+struct Writer {
+    format: Format,
+    hasher: Blake2sMac<U6>,
+    sink: Sink,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Writer {
+    /// Writes all records that come until nobody can send any more.
+    fn run(mut self, entries: &Receiver<Entry>) {
+        let mut lines = Vec::new();
+        let mut is_failing = false;
+        while let Ok(first) = entries.recv() {
+            // While this thread sleeps, a request that sends has nobody to wake.
+            std::thread::sleep(GATHERING);
+            let mut count = 0;
+            let mut flushed = Vec::new();
+            for entry in std::iter::once(first)
+                .chain(entries.try_iter())
+                .take(WAITING_RECORDS)
+            {
+                let record = match entry {
+                    Entry::Record(record) => record,
+                    Entry::Flush(done) => {
+                        flushed.push(done);
+                        continue;
+                    }
+                };
+                count += 1;
+                let line = Line::new(&record, &self.hasher);
+                if let Err(error) = line.append(self.format, &mut lines) {
+                    log::error!("no line in the access log: {error}");
+                }
+            }
+            let written = self.sink.write(&lines);
+            lines.clear();
+            if let Err(error) = &written {
+                self.dropped.fetch_add(count, Ordering::Relaxed);
+                if !is_failing {
+                    log::error!("the access log cannot be written: {error}");
+                }
+            }
+            is_failing = written.is_err();
+            for done in flushed {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Writer")
+    }
+}
+
+/// Records that wait for the writer, at most: 2 MiB of them.
+const WAITING_RECORDS: usize = 8192;
+
+/// How long the end of the process waits for the last lines.
+const FLUSHING: Duration = Duration::from_secs(1);
+
+/// How long a line waits for others, to be written with them.
+const GATHERING: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Ending, HttpMethod};
+
+    fn log() -> AccessLog {
+        let settings = AccessLogSettings {
+            format: Format::Json,
+            ..AccessLogSettings::default()
+        };
+        AccessLog::open(settings).unwrap().unwrap()
+    }
+
+    fn finished() -> Finished {
+        Finished {
+            method: HttpMethod::from(&http::Method::POST),
+            era: None,
+            status: None,
+            first_byte: None,
+            duration: Duration::ZERO,
+            received: 0,
+            sent: 0,
+            ending: Ending::Complete,
+        }
+    }
+
+    #[test]
+    fn a_request_does_not_wait_for_a_log_that_is_full() {
+        let log = log();
+        // A writer that takes nothing.
+        let (sender, receiver) = sync_channel(2);
+        log.0.entries.set(sender).unwrap();
+        for _ in 0..5 {
+            log.write(&Exchange::default(), None, &finished());
+        }
+        assert_eq!(log.dropped(), 3);
+        assert_eq!(receiver.try_iter().count(), 2);
+    }
+
+    #[test]
+    fn a_session_has_one_hash_with_one_key_and_another_with_another() {
+        let id = ClientSessionId::mint();
+        let key = |key: &str| LogKey::try_from(Text(key.to_owned())).unwrap();
+        let [a, b] = ["0123456789abcdef", "another key of a proxy"].map(key);
+        let hash = |key: Option<&LogKey>, id| hash(&hasher(key), id);
+        assert_eq!(hash(Some(&a), id), hash(Some(&a), id));
+        assert_ne!(hash(Some(&a), id), hash(Some(&b), id));
+        assert_ne!(hash(Some(&a), id), hash(Some(&a), ClientSessionId::mint()));
+        assert_ne!(hash(None, id), hash(None, id));
+    }
+}

@@ -1,0 +1,258 @@
+//! What is told of the requests: metrics, the access log, and the pages that show them.
+//!
+//! It reads the [`Exchange`]s and changes nothing but the facts that only an observer needs. Without
+//! metrics and access log it does nothing at all.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use pingora_mcp::metrics::Metrics;
+//! use pingora_mcp::observe::{AccessLog, Observer};
+//! use pingora_mcp::{McpProxy, Settings, server};
+//!
+//! let mcp = Settings::load("conf/edge.yaml")?.mcp;
+//! let metrics = Arc::new(Metrics::new(mcp.metrics)?);
+//! let access_log = AccessLog::open(mcp.access_log.clone())?;
+//! let observer = Observer::new(Some(metrics), access_log);
+//! let proxy = McpProxy::new(server::gateway(mcp)).with_observer(observer);
+//! # drop(proxy);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod access_log;
+mod admin;
+mod status;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::StatusCode;
+use pingora::http::RequestHeader;
+use pingora_core::{Error, ErrorSource, ErrorType};
+
+pub use access_log::{AccessLog, AccessLogSettings, Format};
+pub use admin::{Admin, AdminSettings};
+
+use crate::exchange::{Exchange, SessionOutcome};
+use crate::gateway::Gateway;
+use crate::mcp::{Era, McpMethod, header::MCP_NAME};
+use crate::metrics::{
+    Connected, Ending, Finished, HttpMethod, Limit, Metrics, Now, Target, Totals,
+};
+use crate::rejection::REFUSED;
+
+/// Where the facts of each request go. The default is nowhere.
+#[derive(Clone, Debug, Default)]
+pub struct Observer {
+    metrics: Option<Arc<Metrics>>,
+    access_log: Option<AccessLog>,
+}
+
+/// What only the one who spoke to the client knows of a request that is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer<'r> {
+    /// The request's header.
+    pub request: &'r RequestHeader,
+    /// The status that was sent.
+    pub status: Option<StatusCode>,
+    /// The bytes of the request's body that were read.
+    pub received: u64,
+    /// The bytes of the answer's body that were sent.
+    pub sent: u64,
+}
+
+impl Observer {
+    /// An observer that counts in `metrics` and writes to `access_log`.
+    pub fn new(metrics: Option<Arc<Metrics>>, access_log: Option<AccessLog>) -> Self {
+        Self {
+            metrics,
+            access_log,
+        }
+    }
+
+    /// Notes when a request's header has come. Call it first.
+    pub fn arrived(&self, exchange: &mut Exchange) {
+        if self.metrics.is_some() || self.access_log.is_some() {
+            exchange.arrived = Some(Instant::now());
+        }
+    }
+
+    /// The request got a connection to its backend.
+    pub fn connected(&self, exchange: &Exchange, connected: Connected) {
+        if let Some(metrics) = &self.metrics {
+            metrics.connected(target(metrics, exchange), connected);
+        }
+    }
+
+    /// The backend that the request is at could not be connected to.
+    pub fn connect_failed(&self, exchange: &Exchange) {
+        if let Some(metrics) = &self.metrics {
+            metrics.connect_failed(target(metrics, exchange));
+        }
+    }
+
+    /// The backend's answer goes to the client.
+    pub fn answered(&self, exchange: &mut Exchange) {
+        exchange.first_byte = exchange.arrived.map(|arrived| arrived.elapsed());
+        let is_stream = exchange.stream.is_some() && exchange.is_stream;
+        if let (Some(metrics), true) = (&self.metrics, is_stream) {
+            exchange.counted_stream = Some(metrics.stream_opened(target(metrics, exchange)));
+        }
+    }
+
+    /// The request is over. `error` is what ended it, if it did not end well.
+    pub fn finished(&self, exchange: &Exchange, transfer: Transfer<'_>, error: Option<&Error>) {
+        let Some(arrived) = exchange.arrived else {
+            return;
+        };
+        let request = Finished {
+            method: HttpMethod::from(&transfer.request.method),
+            era: exchange.era,
+            status: transfer.status,
+            first_byte: exchange.first_byte,
+            duration: arrived.elapsed(),
+            received: transfer.received,
+            sent: transfer.sent,
+            ending: ending(exchange, error),
+        };
+        let headers = &transfer.request.headers;
+        let method = McpMethod::of(headers);
+        if let Some(metrics) = &self.metrics {
+            count(metrics, exchange, &request);
+            if let (Some(Era::Stateless), Some(method)) = (exchange.era, method) {
+                metrics.operation(method, headers.get(MCP_NAME), &request);
+            }
+        }
+        if let Some(access_log) = &self.access_log {
+            access_log.write(exchange, method, &request);
+        }
+    }
+
+    /// All metrics, and what `gateway`'s store counts, in Prometheus's text format. Empty without
+    /// metrics.
+    ///
+    /// # Errors
+    /// As [`Metrics::scrape`].
+    pub async fn scrape(&self, gateway: &Gateway) -> prometheus::Result<String> {
+        let Some(metrics) = &self.metrics else {
+            return Ok(String::new());
+        };
+        let census = gateway.store().census().await;
+        let load = gateway.load();
+        let now = Now {
+            sessions: census.live,
+            connections: load.connections(),
+        };
+        let totals = Totals {
+            idle: census.idle,
+            lifetime: census.lifetime,
+            capacity: census.capacity,
+            log_lines_dropped: self.access_log.as_ref().map_or(0, AccessLog::dropped),
+            refused_connections: load.refused_connections().collect(),
+        };
+        metrics.scrape(now, totals)
+    }
+}
+
+fn count(metrics: &Metrics, exchange: &Exchange, request: &Finished) {
+    let target = target(metrics, exchange);
+    metrics.finished(target, request);
+    if let Some((outcome, took)) = exchange.lookup {
+        metrics.looked_up(outcome, took);
+    }
+    if let Some(rejection) = exchange.rejection() {
+        metrics.refused(rejection);
+    }
+    match exchange.outcome() {
+        SessionOutcome::None | SessionOutcome::Kept => {}
+        SessionOutcome::Opened(_) => metrics.session_opened(target),
+        SessionOutcome::Ended => metrics.session_deleted(),
+        SessionOutcome::Lost => metrics.session_lost(),
+    }
+}
+
+fn target<'t>(metrics: &'t Metrics, exchange: &'t Exchange) -> Target<'t> {
+    let Some(route) = &exchange.route else {
+        return metrics.unrouted();
+    };
+    let (series, backend) = match exchange.backend() {
+        Some(backend) => (&backend.series, backend.name().as_str()),
+        None => (&route.series, ""),
+    };
+    Target {
+        series,
+        route: route.path.as_str(),
+        backend,
+    }
+}
+
+/// How a request ended, with `error` or well. A refusal is an answer, as any other, unless a limit is
+/// behind it.
+fn ending(exchange: &Exchange, error: Option<&Error>) -> Ending {
+    if exchange.is_drained() {
+        return Ending::Drain;
+    }
+    if exchange.is_ended() {
+        return Ending::Limit(Limit::StreamAge);
+    }
+    if let Some(limit) = exchange.rejection().and_then(Limit::of) {
+        return Ending::Limit(limit);
+    }
+    ending_with(error)
+}
+
+fn ending_with(error: Option<&Error>) -> Ending {
+    use ErrorType::{
+        ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, WriteError, WriteTimedout,
+    };
+    let Some(error) = error else {
+        return Ending::Complete;
+    };
+    match (error.esource(), error.etype()) {
+        (_, etype) if *etype == REFUSED => Ending::Complete,
+        (ErrorSource::Downstream, ReadTimedout) => Ending::Limit(Limit::ClientRead),
+        (ErrorSource::Downstream, WriteTimedout) => Ending::Limit(Limit::ClientWrite),
+        (ErrorSource::Downstream, ConnectionClosed | ReadError | WriteError) => Ending::ClientLeft,
+        // What the client sent is malformed, and it was told so.
+        (ErrorSource::Downstream, _) => Ending::Complete,
+        (ErrorSource::Upstream, ConnectTimedout) => Ending::Limit(Limit::Connect),
+        (ErrorSource::Upstream, ReadTimedout | WriteTimedout) => Ending::Limit(Limit::Silence),
+        (ErrorSource::Upstream, _) => Ending::BackendLeft,
+        (ErrorSource::Internal | ErrorSource::Unset, _) => Ending::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pingora_core::BError;
+
+    use super::*;
+    use crate::rejection::Rejection;
+
+    #[test]
+    fn an_ending_tells_whose_it_was() {
+        let new = |etype: ErrorType| Error::new(etype);
+        let down = |etype| new(etype).into_down();
+        let up = |etype| new(etype).into_up();
+        let endings: [(BError, Ending); 8] = [
+            (Rejection::NoBackend.into(), Ending::Complete),
+            (down(ErrorType::ConnectionClosed), Ending::ClientLeft),
+            (down(ErrorType::InvalidHTTPHeader), Ending::Complete),
+            (
+                down(ErrorType::WriteTimedout),
+                Ending::Limit(Limit::ClientWrite),
+            ),
+            (
+                up(ErrorType::ConnectTimedout),
+                Ending::Limit(Limit::Connect),
+            ),
+            (up(ErrorType::ReadTimedout), Ending::Limit(Limit::Silence)),
+            (up(ErrorType::ConnectionClosed), Ending::BackendLeft),
+            (new(ErrorType::InternalError).into_in(), Ending::Failed),
+        ];
+        assert_eq!(ending_with(None), Ending::Complete);
+        for (error, expected) in endings {
+            assert_eq!(ending_with(Some(&error)), expected, "{error}");
+        }
+    }
+}

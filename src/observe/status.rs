@@ -1,0 +1,310 @@
+//! `/status`: what the proxy is and does now, for people and for programs.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::gateway::Gateway;
+use crate::metrics::LastConnect;
+use crate::route::Route;
+use crate::session::{Census, SessionSettings};
+
+/// The proxy at one moment.
+#[derive(Debug, Serialize)]
+pub(super) struct Status {
+    version: &'static str,
+    uptime_seconds: u64,
+    ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_ready_because: Option<&'static str>,
+    sessions: SessionsStatus,
+    connections: ConnectionsStatus,
+    open_streams: usize,
+    max_streams: Option<usize>,
+    routes: Vec<RouteStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct SessionsStatus {
+    /// `None` where the store does not know.
+    live: Option<u64>,
+    capacity: u64,
+    idle_timeout_seconds: u64,
+    lifetime_seconds: u64,
+}
+
+/// Of clients.
+#[derive(Debug, Serialize)]
+struct ConnectionsStatus {
+    open: usize,
+    /// `None` is any number.
+    max: Option<usize>,
+    /// Before there was a request, by reason.
+    refused: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct RouteStatus {
+    path: String,
+    backends: Vec<BackendStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct BackendStatus {
+    name: String,
+    url: String,
+    state: &'static str,
+    requests_in_flight: usize,
+    open_streams: i64,
+    limits: LimitsStatus,
+}
+
+/// How long a backend may be silent. `None` is for ever.
+#[derive(Debug, Serialize)]
+struct LimitsStatus {
+    get_seconds: Option<f64>,
+    post_seconds: Option<f64>,
+    delete_seconds: Option<f64>,
+}
+
+impl Status {
+    /// The status of `gateway`, whose sessions `census` counted.
+    pub(super) fn new(
+        uptime: Duration,
+        not_ready_because: Option<&'static str>,
+        gateway: &Gateway,
+        census: Census,
+        sessions: &SessionSettings,
+    ) -> Self {
+        let (load, limits) = (gateway.load(), gateway.limits());
+        let refused = load.refused_connections();
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: uptime.as_secs(),
+            ready: not_ready_because.is_none(),
+            not_ready_because,
+            sessions: SessionsStatus {
+                live: census.live,
+                capacity: sessions.capacity.0,
+                idle_timeout_seconds: sessions.idle_timeout.0.as_secs(),
+                lifetime_seconds: sessions.lifetime.0.as_secs(),
+            },
+            connections: ConnectionsStatus {
+                open: load.connections(),
+                max: limits.max_connections.0,
+                refused: refused
+                    .map(|(reason, count)| (reason.name(), count))
+                    .collect(),
+            },
+            open_streams: load.streams(),
+            max_streams: limits.max_streams.0,
+            routes: gateway
+                .rules()
+                .routes
+                .iter()
+                .map(RouteStatus::new)
+                .collect(),
+        }
+    }
+
+    /// For programs.
+    pub(super) fn to_json(&self) -> String {
+        let json = serde_json::to_string_pretty(self);
+        json.expect("plain fields with texts as keys can be written") + "\n"
+    }
+
+    /// For people.
+    pub(super) fn to_html(&self) -> String {
+        let mut page = String::from(HEAD);
+        self.write(&mut page)
+            .expect("a string takes all that is written");
+        page
+    }
+
+    fn write(&self, page: &mut String) -> fmt::Result {
+        let sessions = &self.sessions;
+        let uptime = period(self.uptime_seconds as f64);
+        write!(page, "<h1>pingora-mcp <small>{}</small></h1>", self.version)?;
+        match self.not_ready_because {
+            None => write!(page, "<p><b class=good>ready</b>, up for {uptime}</p>")?,
+            Some(reason) => {
+                write!(
+                    page,
+                    "<p><b class=bad>{}</b>, up for {uptime}</p>",
+                    Escaped(reason)
+                )?;
+            }
+        }
+        page.push_str("<dl>");
+        let live = sessions
+            .live
+            .map_or_else(|| "unknown".to_owned(), |live| live.to_string());
+        for (name, value) in [
+            ("live sessions", live),
+            ("open streams", of(self.open_streams, self.max_streams)),
+            (
+                "open connections",
+                of(self.connections.open, self.connections.max),
+            ),
+            (
+                "refused connections",
+                self.connections.refused.values().sum::<u64>().to_string(),
+            ),
+            ("session capacity", sessions.capacity.to_string()),
+            (
+                "idle session ends after",
+                period(sessions.idle_timeout_seconds as f64),
+            ),
+            (
+                "any session ends after",
+                period(sessions.lifetime_seconds as f64),
+            ),
+        ] {
+            write!(page, "<div><dt>{name}</dt><dd>{value}</dd></div>")?;
+        }
+        page.push_str("</dl>");
+        for route in &self.routes {
+            route.write(page)?;
+        }
+        page.push_str("<footer><a href=/metrics>metrics</a></footer></main></html>\n");
+        Ok(())
+    }
+}
+
+impl RouteStatus {
+    fn new(route: &Route) -> Self {
+        Self {
+            path: route.path.to_string(),
+            backends: route.pool.iter().map(BackendStatus::new).collect(),
+        }
+    }
+
+    fn write(&self, page: &mut String) -> fmt::Result {
+        write!(
+            page,
+            "<section><h2>{}</h2><div class=wide><table>",
+            Escaped(&self.path)
+        )?;
+        page.push_str(TABLE_HEAD);
+        for backend in &self.backends {
+            let BackendStatus { limits, .. } = backend;
+            let class = match backend.state {
+                CONNECTED => "good",
+                FAILED => "bad",
+                _ => "",
+            };
+            write!(
+                page,
+                "<tr><th scope=row>{}<br><small>{}</small></th><td class=\"{class}\">{}</td>\
+                 <td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                Escaped(&backend.name),
+                Escaped(&backend.url),
+                backend.state,
+                backend.requests_in_flight,
+                backend.open_streams,
+                limit(limits.get_seconds),
+                limit(limits.post_seconds),
+                limit(limits.delete_seconds),
+            )?;
+        }
+        page.push_str("</tbody></table></div></section>");
+        Ok(())
+    }
+}
+
+impl BackendStatus {
+    fn new(backend: &Backend) -> Self {
+        let seconds = |limit: Option<Duration>| limit.map(|limit| limit.as_secs_f64());
+        let limits = backend.limits();
+        Self {
+            name: backend.name().to_string(),
+            url: backend.url().to_string(),
+            state: match backend.series.last_connect() {
+                LastConnect::Untried => "not tried yet",
+                LastConnect::Connected => CONNECTED,
+                LastConnect::Failed => FAILED,
+            },
+            requests_in_flight: backend.in_flight(),
+            open_streams: backend.series.open_streams(),
+            limits: LimitsStatus {
+                get_seconds: seconds(limits.get),
+                post_seconds: seconds(limits.post),
+                delete_seconds: seconds(limits.delete),
+            },
+        }
+    }
+}
+
+/// How many there are of how many there may be.
+fn of(count: usize, most: Option<usize>) -> String {
+    match most {
+        Some(most) => format!("{count} of {most}"),
+        None => count.to_string(),
+    }
+}
+
+fn limit(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| "none".to_owned(), period)
+}
+
+/// As it is written in the configuration, without the smallest units.
+fn period(seconds: f64) -> String {
+    let whole = match Duration::from_secs_f64(seconds) {
+        short if short < Duration::from_secs(1) => Duration::from_millis(short.as_millis() as u64),
+        long => Duration::from_secs(long.as_secs()),
+    };
+    let text = humantime::format_duration(whole).to_string();
+    text.replace("days", "d").replace("day", "d")
+}
+
+/// Text that is no HTML, whatever it holds.
+struct Escaped<'t>(&'t str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for letter in self.0.chars() {
+            match letter {
+                '&' => formatter.write_str("&amp;")?,
+                '<' => formatter.write_str("&lt;")?,
+                '>' => formatter.write_str("&gt;")?,
+                '"' => formatter.write_str("&quot;")?,
+                '\'' => formatter.write_str("&#39;")?,
+                _ => formatter.write_char(letter)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+const CONNECTED: &str = "connected";
+
+const FAILED: &str = "last connect failed";
+
+const TABLE_HEAD: &str = "<thead><tr><th scope=col>Backend</th><th scope=col>State</th>\
+    <th scope=col>In flight</th><th scope=col>Streams</th><th scope=col>GET limit</th>\
+    <th scope=col>POST limit</th><th scope=col>DELETE limit</th></tr></thead><tbody>";
+
+const HEAD: &str = "<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">
+<meta http-equiv=refresh content=5><title>pingora-mcp</title>
+<style>
+:root { color-scheme: light dark; --line: light-dark(#ddd, #3a3a3a); --dim: light-dark(#666, #999);
+  --good: light-dark(#0a6b2d, #5fd38a); --bad: light-dark(#b3261e, #ff8a80) }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem 1rem }
+main { max-width: 60rem; margin: auto }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font: 600 1rem ui-monospace, monospace; margin: 2rem 0 .5rem }
+small, dt, thead th, footer { color: var(--dim); font-weight: normal; font-size: .85rem }
+.good { color: var(--good) } .bad { color: var(--bad) }
+dl { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: 1.5rem 0 }
+dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; min-width: 44rem; table-layout: fixed; font-variant-numeric: tabular-nums }
+th, td { text-align: left; vertical-align: top; padding: .4rem 1rem .4rem 0;
+  border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
+th:first-child { width: 27% } th:nth-child(2) { width: 18% }
+tbody th { font-weight: 600 } footer { margin-top: 2rem } a { color: inherit }
+</style><main>
+";

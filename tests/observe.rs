@@ -1,0 +1,943 @@
+//! What can be seen of the proxy: metrics, the access log, and the admin listener's pages.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora_core::services::Service;
+use pingora_mcp::host::HostPolicy;
+use pingora_mcp::observe::{Admin, Observer};
+use pingora_mcp::{Settings, server};
+use prometheus_parse::{Sample, Scrape, Value as MetricValue};
+use serde_json::{Value, json};
+use support::process::ProxyProcess;
+use support::wire::Wire;
+use support::{Backend, answer, ask, header, initialize, open_session, post, raw, route};
+use support::{unused_address, within};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+#[tokio::test]
+async fn a_request_is_counted_by_route_backend_method_status_and_era() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let watched = Watched::start(&route(&[backend.address])).await;
+    let id = open_session(&watched.url("/mcp")).await;
+    ask(&watched.url("/mcp"), &id).await;
+    stateless(&watched.url("/mcp"), "tools/list")
+        .send()
+        .await
+        .unwrap();
+    raw(
+        watched.proxy.address,
+        "OPTIONS /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    )
+    .await;
+
+    let labels = r#"route="/mcp",backend="b0",method="POST",status="2xx""#;
+    let requests = "pingora_mcp_requests_total";
+    watched
+        .until(&format!(r#"{requests}{{{labels},era="session"}}"#), 2.0)
+        .await;
+    watched
+        .until(&format!(r#"{requests}{{{labels},era="stateless"}}"#), 1.0)
+        .await;
+    let preflight = r#"route="",backend="",method="OPTIONS",status="2xx",era="""#;
+    watched
+        .until(&format!("{requests}{{{preflight}}}"), 1.0)
+        .await;
+    let operation = r#"mcp_method_name="tools/list",gen_ai_tool_name="",error_type="""#;
+    let operations = "mcp_server_operation_duration_seconds_count";
+    watched
+        .until(&format!("{operations}{{{operation}}}"), 1.0)
+        .await;
+}
+
+#[tokio::test]
+async fn refusals_are_counted_by_their_reason() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let watched = Watched::start(&route(&[backend.address])).await;
+    post(&watched.url("/other")).send().await.unwrap();
+    ask(&watched.url("/mcp"), &"0".repeat(32)).await;
+    for reason in ["unknown-path", "unknown-session"] {
+        let refusals = format!(r#"pingora_mcp_refusals_total{{reason="{reason}"}}"#);
+        watched.until(&refusals, 1.0).await;
+    }
+    let missing = r#"pingora_mcp_store_lookup_duration_seconds_count{outcome="missing"}"#;
+    watched.until(missing, 1.0).await;
+}
+
+#[tokio::test]
+async fn sessions_are_counted_from_their_opening_to_their_end() {
+    let backend = Backend::start(|request| {
+        let is_lost = request.uri.path() == "/mcp/lost";
+        answer(
+            if is_lost { 404 } else { 200 },
+            &[("mcp-session-id", "the-backends-own-id")],
+            "{}",
+        )
+    })
+    .await;
+    let limits = "  sessions:\n    capacity: 3\n    evict: oldest\n    idle_timeout: 1s\n";
+    let watched = Watched::start(&(route(&[backend.address]) + limits)).await;
+    let url = watched.url("/mcp");
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(open_session(&url).await);
+    }
+    let delete = reqwest::Client::new()
+        .delete(&url)
+        .header("mcp-session-id", &ids[4]);
+    assert_eq!(delete.send().await.unwrap().status(), 200);
+    ask(&watched.url("/mcp/lost"), &ids[3]).await;
+
+    let opened = r#"pingora_mcp_sessions_opened_total{route="/mcp",backend="b0"}"#;
+    watched.until(opened, 5.0).await;
+    for (cause, count) in [
+        ("capacity", 2.0),
+        ("deleted", 1.0),
+        ("lost", 1.0),
+        ("idle", 1.0),
+        ("lifetime", 0.0),
+    ] {
+        let ended = format!(r#"pingora_mcp_sessions_ended_total{{cause="{cause}"}}"#);
+        watched.until(&ended, count).await;
+    }
+    watched.until("pingora_mcp_sessions_live", 0.0).await;
+    let limit = r#"pingora_mcp_limits_hit_total{limit="sessions"}"#;
+    watched.until(limit, 2.0).await;
+}
+
+#[tokio::test]
+async fn a_stream_is_counted_for_as_long_as_it_is_open() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let watched = Watched::start(&route(&[backend.local_addr().unwrap()])).await;
+    let mut client = Wire::connect(watched.proxy.address).await;
+    client.send(GET).await;
+    let (mut wire, _) = Wire::accept(&backend).await;
+    wire.send(STREAM).await;
+    client.receive("\r\n\r\n").await;
+    let open = r#"pingora_mcp_open_streams{route="/mcp",backend="b0"}"#;
+    watched.until(open, 1.0).await;
+    drop(client);
+    wire.until_closed().await;
+    watched.until(open, 0.0).await;
+}
+
+#[tokio::test]
+async fn connections_to_backends_are_counted_as_new_reused_or_failed() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let dead = "    - path: /dead\n      backends:\n        - name: dead\n          url: http://";
+    let mcp = format!("{}{dead}{}\n", route(&[backend.address]), unused_address());
+    let watched = Watched::start(&mcp).await;
+    for _ in 0..2 {
+        initialize(&watched.url("/mcp")).send().await.unwrap();
+    }
+    let dead = initialize(&watched.url("/dead")).send().await.unwrap();
+    assert_eq!(dead.status(), 502);
+    for connection in ["new", "reused"] {
+        let labels = format!(r#"{{route="/mcp",backend="b0",connection="{connection}"}}"#);
+        let connections = format!("pingora_mcp_backend_connections_total{labels}");
+        watched.until(&connections, 1.0).await;
+    }
+    let failures = r#"pingora_mcp_backend_connect_failures_total{route="/dead",backend="dead"}"#;
+    watched.until(failures, 1.0).await;
+    let status = watched.status().await;
+    let state = |route: usize| status["routes"][route]["backends"][0]["state"].clone();
+    assert_eq!(state(0), "last connect failed");
+    assert_eq!(state(1), "connected");
+}
+
+#[tokio::test]
+async fn tools_are_told_apart_up_to_the_cap_and_once_they_have_worked() {
+    let backend = Backend::start(|request| match request.header("mcp-name") {
+        Some("broken") => answer(500, &[], ""),
+        _ => answer(200, &[], "{}"),
+    })
+    .await;
+    let cap = "  metrics:\n    tool_names: 2\n";
+    let watched = Watched::start(&(route(&[backend.address]) + cap)).await;
+    for tool in [
+        "broken",
+        "no name",
+        "add",
+        "multiply",
+        "one-too-many",
+        "add",
+    ] {
+        let call = stateless(&watched.url("/mcp"), "tools/call").header("mcp-name", tool);
+        call.send().await.unwrap();
+    }
+    let count = |tool: &str, error: &str| {
+        format!(
+            "mcp_server_operation_duration_seconds_count{{mcp_method_name=\"tools/call\",\
+             gen_ai_tool_name=\"{tool}\",error_type=\"{error}\"}}"
+        )
+    };
+    watched.until(&count("add", ""), 2.0).await;
+    watched.until(&count("multiply", ""), 1.0).await;
+    watched.until(&count("_OTHER", ""), 2.0).await;
+    watched.until(&count("_OTHER", "5xx"), 1.0).await;
+}
+
+/// Whatever clients and backends say, a label has one of the values that are known beforehand.
+#[tokio::test]
+async fn no_label_has_a_value_that_a_client_or_a_backend_made_up() {
+    let watched = Watched::busy().await;
+    let hostile = stateless(&watched.url("/mcp?s3cret"), "s3cret");
+    let hostile = hostile.header("mcp-name", "s3cret");
+    let hostile = hostile.header("mcp-session-id", "s3cret").send();
+    hostile.await.unwrap().text().await.unwrap();
+    let odd = "S3CRET /s3cret HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    raw(watched.proxy.address, odd).await;
+    let other = "mcp_server_operation_duration_seconds_count{mcp_method_name=\"_OTHER\",\
+                 gen_ai_tool_name=\"\",error_type=\"\"}";
+    watched.until(other, 1.0).await;
+
+    let scrape = watched.scrape().await;
+    assert!(!scrape.to_lowercase().contains("s3cret"), "{scrape}");
+    assert!(!scrape.contains(&watched.proxy.address.to_string()));
+    for sample in parse(&scrape).samples {
+        for (label, value) in sample.labels.iter() {
+            let known: &[&str] = match label.as_str() {
+                "route" => &["", "/mcp", "/dead"],
+                "backend" => &["", "b0", "dead"],
+                "method" => &["GET", "POST", "DELETE", "OPTIONS", "_OTHER"],
+                "status" => &["", "1xx", "2xx", "3xx", "4xx", "5xx"],
+                "era" => &["", "session", "stateless"],
+                "connection" => &["new", "reused"],
+                "cause" => &["deleted", "lost", "idle", "lifetime", "capacity"],
+                "outcome" => &["found", "missing", "error"],
+                "reason" => &["unknown-path", "backend-unreachable", "backend-timeout"],
+                "limit" => &[
+                    "connect",
+                    "silence",
+                    "client_read",
+                    "client_write",
+                    "sessions",
+                ],
+                "mcp_method_name" => &["tools/call", "_OTHER"],
+                "gen_ai_tool_name" => &["", "add"],
+                "error_type" => &["", "4xx", "5xx", "client_left", "backend_left", "limit"],
+                _ => panic!("{label} is in no list"),
+            };
+            assert!(known.contains(&value.as_str()), "{label}={value}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_metrics_are_those_of_the_documentation_with_their_types_and_labels() {
+    let scrape = Watched::busy().await.scrape().await;
+    let mut types = BTreeMap::new();
+    for line in scrape.lines() {
+        if let Some(line) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = line.split_once(' ').unwrap();
+            types.insert(name.to_owned(), kind.to_owned());
+        }
+    }
+    let mut found: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
+    for sample in parse(&scrape).samples {
+        let name = family(&sample.metric, &types);
+        let labels = sample.labels.keys().cloned().collect();
+        found.insert(name.to_owned(), (types[name].clone(), labels));
+    }
+    assert_eq!(found, documented_metrics());
+}
+
+#[tokio::test]
+async fn the_dashboard_asks_only_for_metrics_that_exist() {
+    let scrape = Watched::busy().await.scrape().await;
+    let samples = parse(&scrape).samples;
+    let mut names: BTreeSet<String> = BTreeSet::new();
+    for sample in &samples {
+        names.insert(sample.metric.clone());
+        if let MetricValue::Histogram(_) = sample.value {
+            names.insert(format!("{}_bucket", sample.metric));
+        }
+    }
+    let labels: BTreeSet<_> = samples
+        .iter()
+        .flat_map(|sample| sample.labels.keys())
+        .map(String::as_str)
+        .chain(["le", "instance"])
+        .collect();
+    let dashboard = std::fs::read_to_string("docs/grafana/pingora-mcp.json").unwrap();
+    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
+    let mut asked = BTreeSet::new();
+    for query in queries(&dashboard) {
+        let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        for word in words.filter(|word| word.contains("mcp_") && !labels.contains(word)) {
+            assert!(names.contains(word), "{word} of {query}");
+            asked.insert(word.to_owned());
+        }
+        for (_, rest) in query
+            .match_indices("by (")
+            .map(|(at, _)| query.split_at(at + 4))
+        {
+            for label in rest.split(')').next().unwrap().split(',') {
+                assert!(labels.contains(label.trim()), "{label} of {query}");
+            }
+        }
+    }
+    assert!(asked.len() > 10, "{asked:?}");
+}
+
+#[tokio::test]
+async fn the_admin_pages_are_not_on_the_public_listener() {
+    let backend = Backend::start(|_| answer(200, &[], "the backend's")).await;
+    let watched = Watched::start(&route(&[backend.address])).await;
+    for page in PAGES {
+        let public = reqwest::get(watched.url(page)).await.unwrap();
+        assert_eq!(public.status(), 404, "{page}");
+        let own = watched.get(page).send().await.unwrap();
+        assert_eq!(own.status(), 200, "{page}");
+        assert_eq!(header(own.headers(), "cache-control"), Some("no-store"));
+        let allowed = header(own.headers(), "access-control-allow-origin");
+        assert_eq!(allowed, None);
+    }
+    let written = watched.post("/metrics").send().await.unwrap();
+    assert_eq!(written.status(), 405);
+    assert_eq!(header(written.headers(), "allow"), Some("GET, HEAD"));
+    let unknown = watched.get("/other").send().await.unwrap();
+    assert_eq!(unknown.status(), 404);
+}
+
+#[tokio::test]
+async fn the_admin_listener_is_told_from_names_that_were_made_to_point_to_it() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let hosts = "    allowed_hosts:\n      - proxy.internal\n";
+    let watched = Watched::with_admin(&route(&[backend.address]), hosts).await;
+    for (host, status) in [
+        ("attacker.example", 403),
+        ("localhost.attacker.example:80", 403),
+        ("localhost:9090", 200),
+        ("10.0.0.1:9090", 200),
+        ("[fd00::1]:9090", 200),
+        ("proxy.internal", 200),
+    ] {
+        let answered = watched.get("/metrics").header("host", host).send().await;
+        assert_eq!(answered.unwrap().status(), status, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn status_is_a_page_for_people_and_json_for_programs() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let route = route(&[backend.address]).replace("/mcp\n      b", "/m'c&amp;p\n      b");
+    let watched = Watched::start(&route).await;
+    open_session(&watched.url("/m'c&amp;p")).await;
+
+    let status = watched.status().await;
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["ready"], true);
+    assert_eq!(status["sessions"]["live"], 1);
+    assert_eq!(status["sessions"]["capacity"], 100_000);
+    assert_eq!(status["routes"][0]["path"], "/m'c&amp;p");
+    let shown = &status["routes"][0]["backends"][0];
+    assert_eq!(shown["name"], "b0");
+    assert_eq!(shown["state"], "connected");
+    assert_eq!(shown["limits"]["get_seconds"], Value::Null);
+    assert_eq!(shown["limits"]["delete_seconds"], 10.0);
+
+    let page = watched.get("/status").send().await.unwrap();
+    let kind = header(page.headers(), "content-type");
+    assert_eq!(kind, Some("text/html; charset=utf-8"));
+    let policy = header(page.headers(), "content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'"), "{policy}");
+    let page = page.text().await.unwrap();
+    assert!(page.contains("<h2>/m&#39;c&amp;amp;p</h2>"), "{page}");
+    assert!(!page.contains("<script"), "{page}");
+}
+
+/// A policy that forbade the page's own style would show on the console.
+#[tokio::test]
+async fn a_browser_shows_the_status_page_and_has_nothing_to_complain_of() {
+    let browsers = ["chromium", "chromium-browser", "google-chrome"];
+    let is_there = |name: &&&str| Command::new(name).arg("--version").output().is_ok();
+    let Some(browser) = browsers.iter().find(is_there) else {
+        println!("skipped: there is none of {browsers:?}");
+        return;
+    };
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let watched = Watched::start(&route(&[backend.address])).await;
+    open_session(&watched.url("/mcp")).await;
+    let profile = support::process::scratch_file("profile");
+    let mut command = tokio::process::Command::new(browser);
+    command
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+        ])
+        .args([
+            "--disable-background-networking",
+            "--disable-component-update",
+        ])
+        .args([
+            "--disable-sync",
+            "--disable-quic",
+            "--enable-logging=stderr",
+            "--dump-dom",
+        ])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .arg(format!("http://{}/status", watched.admin))
+        .kill_on_drop(true);
+    let shown = within("the page in the browser", command.output())
+        .await
+        .unwrap();
+    let page = String::from_utf8_lossy(&shown.stdout);
+    assert!(
+        page.contains(r#"<td class="good">connected</td>"#),
+        "{page}"
+    );
+    assert!(page.contains("<dt>live sessions</dt><dd>1</dd>"), "{page}");
+    let console = String::from_utf8_lossy(&shown.stderr);
+    assert!(!console.contains("CONSOLE"), "{console}");
+    let _ = std::fs::remove_dir_all(profile);
+}
+
+#[tokio::test]
+async fn readiness_is_lost_where_the_process_ends_and_health_is_not() {
+    let settings = Settings::load("conf/minimal.yaml").unwrap();
+    let sessions = settings.mcp.sessions;
+    let gateway = Arc::new(server::gateway(settings.mcp));
+    let (drain, begun) = watch::channel(false);
+    let admin = Admin::new(
+        HostPolicy::default(),
+        gateway,
+        Observer::default(),
+        sessions,
+        begun,
+    );
+    let (address, fds) = support::listen(support::LOOPBACK);
+    let mut service = server::admin_service(admin, address);
+    let (_running, shutdown) = watch::channel(false);
+    tokio::spawn(async move { service.start_service(Some(fds), shutdown, 1).await });
+
+    let get = async |page: &str| {
+        let answered = reqwest::get(format!("http://{address}{page}")).await;
+        let answered = answered.unwrap();
+        (answered.status().as_u16(), answered.text().await.unwrap())
+    };
+    assert_eq!(get("/readyz").await, (200, "ready\n".to_owned()));
+    drain.send_replace(true);
+    assert_eq!(get("/readyz").await, (503, "draining\n".to_owned()));
+    assert_eq!(get("/healthz").await, (200, "ok\n".to_owned()));
+    assert!(get("/status").await.1.contains("<b class=bad>draining</b>"));
+}
+
+#[tokio::test]
+async fn the_admin_listener_says_not_ready_while_what_is_under_way_finishes() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut watched = Watched::start(&route(&[backend.local_addr().unwrap()])).await;
+    let ready = watched.get("/readyz").send().await.unwrap();
+    assert_eq!(ready.status(), 200);
+    let asked = tokio::spawn(post(&watched.url("/mcp")).send());
+    let (mut wire, _) = Wire::accept(&backend).await;
+
+    watched.proxy.signal("TERM");
+    let is_ending = |log: String| log.contains("ending: ");
+    assert!(watched.proxy.until(is_ending).await);
+    let draining = async {
+        while watched.get("/readyz").send().await.unwrap().status() != 503 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("the end of readiness", draining).await;
+    // A connection that stays open keeps nobody waiting.
+    let _idle = Wire::connect(watched.admin).await;
+    wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+        .await;
+    let answered = within("the answer", asked).await.unwrap().unwrap();
+    assert_eq!(answered.text().await.unwrap(), "late");
+    assert_eq!(watched.proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn counts_go_on_over_a_reload_and_begin_for_what_is_new() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let old = route(&[backend.address]);
+    let mut watched = Watched::start(&old).await;
+    open_session(&watched.url("/mcp")).await;
+    let admin = format!("  admin:\n    address: {}\n", watched.admin);
+    let new = format!(
+        "    - path: /new\n      backends:\n        - name: new\n          url: http://{}/mcp\n",
+        backend.address
+    );
+    watched.proxy.reload(&(old + &new + &admin)).await;
+    let log = watched.proxy.log();
+    assert!(!log.contains("needs a restart"), "{log}");
+
+    let state = watched.status().await["routes"].clone();
+    assert_eq!(state[0]["backends"][0]["state"], "connected", "{state}");
+    open_session(&watched.url("/mcp")).await;
+    open_session(&watched.url("/new")).await;
+    for (target, count) in [
+        (r#"route="/mcp",backend="b0""#, 2.0),
+        (r#"route="/new",backend="new""#, 1.0),
+    ] {
+        let opened = format!("pingora_mcp_sessions_opened_total{{{target}}}");
+        watched.until(&opened, count).await;
+    }
+    watched.proxy.reload(&route(&[backend.address])).await;
+    let log = watched.proxy.log();
+    assert!(log.contains("needs a restart: mcp.admin"), "{log}");
+    assert_eq!(watched.get("/readyz").send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn what_a_limit_refuses_is_counted_by_the_limit() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let limits = "      limits: { max_body: 16B }\n  timeouts: { header: 100ms }\n";
+    let watched = Watched::start(&(route(&[backend.address]) + limits)).await;
+    let large = post(&watched.url("/mcp")).body(" ".repeat(17));
+    assert_eq!(large.send().await.unwrap().status(), 413);
+    let mut slow = Wire::connect(watched.proxy.address).await;
+    slow.send("GET").await;
+    slow.until_closed().await;
+    for sample in [
+        r#"pingora_mcp_refusals_total{reason="body-too-large"}"#,
+        r#"pingora_mcp_limits_hit_total{limit="body"}"#,
+        r#"pingora_mcp_refusals_total{reason="request-timeout"}"#,
+        r#"pingora_mcp_limits_hit_total{limit="client_read"}"#,
+    ] {
+        watched.until(sample, 1.0).await;
+    }
+    let connections = watched.status().await["connections"].clone();
+    assert_eq!(connections["refused"]["request-timeout"], 1);
+}
+
+#[tokio::test]
+async fn a_line_tells_a_stream_that_its_age_ended_from_one_that_a_shutdown_did() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mcp = route(&[backend.local_addr().unwrap()]);
+    for (limits, ended) in [
+        ("      timeouts: { max_stream_age: 100ms }\n", "limit"),
+        ("  drain: { streams_after: 100ms }\n", "drain"),
+    ] {
+        let mut logged = Logged::start(&(mcp.clone() + limits)).await;
+        let mut client = Wire::connect(logged.proxy.address).await;
+        client.send(GET).await;
+        let (mut wire, _) = Wire::accept(&backend).await;
+        wire.send(STREAM).await;
+        client.receive("\r\n\r\n").await;
+        logged.proxy.signal("TERM");
+        client.until_closed().await;
+        assert_eq!(logged.proxy.ended().await, Some(0));
+        // The last lines are written before the process is gone.
+        let line: Value = serde_json::from_str(&logged.text()).unwrap();
+        assert_eq!(
+            (&line["ended"], &line["status"]),
+            (&json!(ended), &json!(200))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_line_tells_what_became_of_a_request_and_joins_those_of_a_session() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let logged = Logged::start(&route(&[backend.address])).await;
+    let id = open_session(&logged.proxy.url("/mcp")).await;
+    ask(&logged.proxy.url("/mcp"), &id).await;
+    let call = stateless(&logged.proxy.url("/mcp/x?s3cret"), "tools/call");
+    let call = call.header("mcp-session-id", &id).body("s3cret");
+    call.send().await.unwrap();
+    post(&logged.proxy.url("/s3cret")).send().await.unwrap();
+
+    let lines = logged.lines(4).await;
+    let kept = |line: &Value| {
+        let mut line = line.as_object().unwrap().clone();
+        for measured in ["time", "duration"] {
+            line.remove(measured).unwrap();
+        }
+        if let Some(first_byte) = line.remove("first_byte") {
+            assert!(first_byte.as_f64().unwrap() > 0.0);
+        }
+        Value::Object(line)
+    };
+    let session = lines[0]["session"].as_str().unwrap();
+    assert_eq!(session.len(), 12);
+    assert!(!id.contains(session));
+    let opened = json!({
+        "client": "127.0.0.1", "route": "/mcp", "method": "POST", "era": "session",
+        "status": 200, "backend": "b0", "received": 58, "sent": 36, "session": session,
+        "outcome": "opened", "ended": "complete",
+    });
+    assert_eq!(kept(&lines[0]), opened);
+    assert_eq!(lines[1]["session"], session);
+    assert_eq!(lines[1]["outcome"], "kept");
+    let stateless = json!({
+        "client": "127.0.0.1", "route": "/mcp", "method": "POST", "era": "stateless",
+        "mcp_method": "tools/call", "status": 200, "backend": "b0", "received": 6, "sent": 36,
+        "ended": "complete",
+    });
+    assert_eq!(kept(&lines[2]), stateless);
+    let refused = json!({
+        "client": "127.0.0.1", "method": "POST", "status": 404, "received": 0,
+        "sent": lines[3]["sent"], "refusal": "unknown-path", "ended": "complete",
+    });
+    assert_eq!(kept(&lines[3]), refused);
+    let log = logged.text();
+    for hidden in ["s3cret", &id, "the-backends-own-id"] {
+        assert!(!log.contains(hidden), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_tells_who_left() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let timeouts = "      timeouts: { post: 300ms }\n";
+    let logged = Logged::start(&(route(&[backend.local_addr().unwrap()]) + timeouts)).await;
+    let stream = async || {
+        let mut client = Wire::connect(logged.proxy.address).await;
+        client.send(GET).await;
+        let (mut wire, _) = Wire::accept(&backend).await;
+        wire.send(STREAM).await;
+        wire.send_chunk(b": 1\n\n").await;
+        client.receive(": 1\n\n").await;
+        (client, wire)
+    };
+    let (client, wire) = stream().await;
+    drop(client);
+    wire.until_closed().await;
+    let line = logged.lines(1).await.remove(0);
+    assert_eq!(
+        (&line["ended"], &line["status"]),
+        (&json!("client_left"), &json!(200))
+    );
+    assert_eq!(line["sent"], 5);
+
+    let (client, wire) = stream().await;
+    wire.reset();
+    client.until_closed().await;
+    assert_eq!(logged.lines(2).await[1]["ended"], "backend_left");
+
+    let (answered, wire) = tokio::join!(
+        post(&logged.proxy.url("/mcp")).send(),
+        Wire::accept(&backend)
+    );
+    assert_eq!(answered.unwrap().status(), 504);
+    wire.0.until_closed().await;
+    let line = logged.lines(3).await.remove(2);
+    assert_eq!(
+        (&line["ended"], &line["refusal"]),
+        (&json!("limit"), &json!("backend-timeout"))
+    );
+}
+
+/// What a client writes is not in a line, so that it cannot write one.
+#[tokio::test]
+async fn a_client_cannot_write_a_line_of_its_own() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let logged = Logged::start(&route(&[backend.address])).await;
+    let forged = "POST /mcp/%0a%22forged HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\
+                  MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: x\t\"forged\"\r\n\
+                  User-Agent: forged\r\nReferer: forged\r\nX-Forwarded-For: forged\r\n\r\n";
+    raw(logged.proxy.address, forged).await;
+    raw(
+        logged.proxy.address,
+        "FORGED /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    )
+    .await;
+    let lines = logged.lines(2).await;
+    assert_eq!(lines[0]["mcp_method"], "_OTHER");
+    assert_eq!(lines[1]["method"], "_OTHER");
+    assert!(!logged.text().to_lowercase().contains("forged"));
+}
+
+#[tokio::test]
+async fn a_file_that_was_moved_away_is_begun_anew() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let logged = Logged::start(&route(&[backend.address])).await;
+    initialize(&logged.proxy.url("/mcp")).send().await.unwrap();
+    logged.lines(1).await;
+    let moved = logged.path.with_extension("1");
+    std::fs::rename(&logged.path, &moved).unwrap();
+    initialize(&logged.proxy.url("/mcp")).send().await.unwrap();
+    logged.lines(1).await;
+    let before = std::fs::read_to_string(&moved).unwrap();
+    assert_eq!(before.lines().count(), 1);
+    std::fs::remove_file(moved).unwrap();
+}
+
+#[tokio::test]
+async fn text_lines_go_to_standard_output() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let log = "  access_log: { format: text }\n";
+    let proxy = ProxyProcess::start(&(route(&[backend.address]) + log)).await;
+    open_session(&proxy.url("/mcp")).await;
+    let line = async {
+        loop {
+            let log = proxy.log();
+            if let Some(line) = log.lines().find(|line| line.starts_with("time=")) {
+                return line.to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let line = within("a line", line).await;
+    let fields: Vec<_> = line
+        .split(' ')
+        .map(|field| field.split_once('=').unwrap())
+        .collect();
+    assert_eq!(
+        fields[1..6],
+        [
+            ("client", "127.0.0.1"),
+            ("route", "/mcp"),
+            ("method", "POST"),
+            ("era", "session"),
+            ("status", "200"),
+        ]
+    );
+    assert_eq!(fields.last(), Some(&("ended", "complete")));
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_opened_keeps_the_proxy_from_its_start() {
+    let path = format!("{}/configuration.yaml", env!("CARGO_TARGET_TMPDIR"));
+    let minimal = std::fs::read_to_string("conf/minimal.yaml").unwrap();
+    let minimal = minimal.replace("127.0.0.1:8080", &unused_address().to_string());
+    let log = "  access_log: { format: json, path: /there/is/no/such/folder }\n";
+    std::fs::write(&path, minimal + log).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
+    let ended = command.args(["-c", &path]).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        told.contains("the access log cannot be written: "),
+        "{told}"
+    );
+}
+
+/// A proxy as it is shipped, with an access log in a file.
+struct Logged {
+    proxy: ProxyProcess,
+    path: PathBuf,
+}
+
+impl Logged {
+    /// A proxy with `mcp`, the YAML below `mcp:` but for its listeners.
+    async fn start(mcp: &str) -> Self {
+        let path = support::process::scratch_file("access");
+        let log = format!(
+            "  access_log: {{ format: json, path: {} }}\n",
+            path.display()
+        );
+        let proxy = ProxyProcess::start(&(mcp.to_owned() + &log)).await;
+        Self { proxy, path }
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.path).unwrap_or_default()
+    }
+
+    /// Waits for so many lines: they are written after their answers.
+    async fn lines(&self, count: usize) -> Vec<Value> {
+        let written = async {
+            while self.text().lines().count() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within("a line of the access log", written).await;
+        let text = self.text();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.collect()
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A proxy as it is shipped, with its admin listener.
+struct Watched {
+    proxy: ProxyProcess,
+    admin: SocketAddr,
+}
+
+impl Watched {
+    /// A proxy with `mcp`, the YAML below `mcp:` but for its listeners.
+    async fn start(mcp: &str) -> Self {
+        Self::with_admin(mcp, "").await
+    }
+
+    /// As [`start`](Self::start), with `admin`, the YAML below `admin:` but for its address.
+    async fn with_admin(mcp: &str, admin: &str) -> Self {
+        let address = unused_address();
+        let mcp = format!("{mcp}  admin:\n    address: {address}\n{admin}");
+        let mut proxy = ProxyProcess::start(&mcp).await;
+        proxy.until_listening(address).await;
+        Self {
+            proxy,
+            admin: address,
+        }
+    }
+
+    /// A proxy of which each metric has counted something.
+    async fn busy() -> Self {
+        let backend = Backend::start(|request| {
+            if request.header("x-slow").is_some() {
+                let never = futures::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
+                return answer(200, &[], axum::body::Body::from_stream(never));
+            }
+            let headers = [
+                ("mcp-session-id", "backend-s3cret"),
+                ("content-type", "text/event-stream"),
+            ];
+            answer(200, &headers, ": s3cret\n\n")
+        })
+        .await;
+        let dead = "      timeouts: { post: 300ms }\n    - path: /dead\n      backends:\n        \
+                    - name: dead\n          url: http://";
+        let mcp = format!(
+            "{}{dead}{}\n  metrics:\n    tool_names: 1\n",
+            route(&[backend.address]),
+            unused_address()
+        );
+        let watched = Self::start(&mcp).await;
+        let url = watched.url("/mcp");
+        let id = open_session(&url).await;
+        ask(&url, &id).await;
+        let call = stateless(&url, "tools/call").header("mcp-name", "add");
+        call.send().await.unwrap().text().await.unwrap();
+        let stream = reqwest::Client::new()
+            .get(&url)
+            .header("accept", "text/event-stream");
+        stream.send().await.unwrap().text().await.unwrap();
+        let slow = post(&url).header("x-slow", "1").send().await.unwrap();
+        slow.text().await.unwrap_err();
+        post(&watched.url("/dead")).send().await.unwrap();
+        post(&watched.url("/other")).send().await.unwrap();
+        let silence = r#"pingora_mcp_limits_hit_total{limit="silence"}"#;
+        watched.until(silence, 1.0).await;
+        let unknown = r#"pingora_mcp_refusals_total{reason="unknown-path"}"#;
+        watched.until(unknown, 1.0).await;
+        watched
+    }
+
+    fn url(&self, path: &str) -> String {
+        self.proxy.url(path)
+    }
+
+    fn get(&self, page: &str) -> reqwest::RequestBuilder {
+        reqwest::Client::new().get(format!("http://{}{page}", self.admin))
+    }
+
+    fn post(&self, page: &str) -> reqwest::RequestBuilder {
+        reqwest::Client::new().post(format!("http://{}{page}", self.admin))
+    }
+
+    async fn scrape(&self) -> String {
+        let scraped = self.get("/metrics").send().await.unwrap();
+        let kind = header(scraped.headers(), "content-type");
+        assert_eq!(kind, Some("text/plain; version=0.0.4"));
+        scraped.text().await.unwrap()
+    }
+
+    async fn status(&self) -> Value {
+        let status = self.get("/status").header("accept", "application/json");
+        let status = status.send().await.unwrap();
+        let kind = header(status.headers(), "content-type");
+        assert_eq!(kind, Some("application/json"));
+        serde_json::from_str(&status.text().await.unwrap()).unwrap()
+    }
+
+    /// Scrapes until `sample`, labels included, is `value`: a request is counted after its answer
+    /// is sent.
+    async fn until(&self, sample: &str, value: f64) {
+        let line = format!("{sample} {value}");
+        let wanted = &parse(&line).samples[0];
+        let is_wanted = |found: &Sample| {
+            let is_same = found.metric == wanted.metric && found.labels == wanted.labels;
+            is_same && number(&found.value) == Some(value)
+        };
+        let limit = Instant::now() + Duration::from_secs(30);
+        loop {
+            let scrape = self.scrape().await;
+            if parse(&scrape).samples.iter().any(is_wanted) {
+                return;
+            }
+            assert!(Instant::now() < limit, "{line} is not in\n{scrape}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// A POST of the stateless era.
+fn stateless(url: &str, method: &str) -> reqwest::RequestBuilder {
+    post(url)
+        .header("mcp-protocol-version", "2026-07-28")
+        .header("mcp-method", method)
+}
+
+fn number(value: &MetricValue) -> Option<f64> {
+    match value {
+        MetricValue::Counter(number) | MetricValue::Gauge(number) => Some(*number),
+        MetricValue::Untyped(number) => Some(*number),
+        MetricValue::Histogram(_) | MetricValue::Summary(_) => None,
+    }
+}
+
+fn parse(scrape: &str) -> Scrape {
+    Scrape::parse(scrape.lines().map(|line| Ok(line.to_owned()))).unwrap()
+}
+
+/// The metric that a sample belongs to: a histogram's sums and counts have names of their own.
+fn family<'m>(sample: &'m str, types: &BTreeMap<String, String>) -> &'m str {
+    let stripped = ["_sum", "_count"]
+        .iter()
+        .find_map(|suffix| sample.strip_suffix(suffix));
+    stripped
+        .filter(|name| types.contains_key(*name))
+        .unwrap_or(sample)
+}
+
+/// The metrics of the tables in `docs/metrics.md`: type and labels of each.
+fn documented_metrics() -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let text = std::fs::read_to_string("docs/metrics.md").unwrap();
+    let mut metrics = BTreeMap::new();
+    for line in text.lines() {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        if let ["", name, kind, _unit, labels, _, ""] = cells.as_slice()
+            && let Some(name) = name.strip_prefix('`')
+        {
+            let labels = labels
+                .split(',')
+                .map(|label| label.trim().trim_matches('`'));
+            let labels = labels.filter(|label| !label.is_empty());
+            let labels = labels.map(str::to_owned).collect();
+            let name = name.trim_end_matches('`').to_owned();
+            metrics.insert(name, ((*kind).to_owned(), labels));
+        }
+    }
+    metrics
+}
+
+/// All queries of a dashboard, those of its variables included.
+fn queries(value: &Value) -> Vec<String> {
+    match value {
+        Value::Object(fields) => {
+            let own = ["expr", "query", "definition"].iter();
+            let own = own.filter_map(|key| fields.get(*key)?.as_str().map(str::to_owned));
+            own.chain(fields.values().flat_map(queries)).collect()
+        }
+        Value::Array(entries) => entries.iter().flat_map(queries).collect(),
+        _ => Vec::new(),
+    }
+}
+
+const PAGES: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/status"];
+
+const GET: &str = "GET /mcp HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+
+const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+                      Transfer-Encoding: chunked\r\n\r\n";
