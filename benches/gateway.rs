@@ -6,17 +6,22 @@
 
 use std::alloc::System;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use futures::FutureExt;
+use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_mcp::metrics::{Connected, Metrics, MetricsSettings};
+use pingora_mcp::observe::{AccessLog, AccessLogSettings, Observer, Transfer};
 use pingora_mcp::{Connection, Exchange, Gateway, Settings, server};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-criterion_group!(benches, gateway);
+criterion_group!(benches, gateway, observer);
 criterion_main!(benches);
 
 fn gateway(criterion: &mut Criterion) {
@@ -90,6 +95,48 @@ fn gateway(criterion: &mut Criterion) {
         let mut answer = gateway.preflight(preflight).unwrap();
         gateway.to_client(&mut answer, exchange).unwrap();
     });
+}
+
+/// What an observer costs a request beside the gateway.
+fn observer(criterion: &mut Criterion) {
+    let gateway = &new_gateway("");
+    let session = open_session(gateway);
+    let request = &request("POST", &[("mcp-session-id", &session)]);
+    let observed = |observer: &Observer, exchange: &mut Exchange| {
+        observer.arrived(exchange);
+        observer.connected(exchange, Connected::Reused);
+        observer.answered(exchange);
+        let transfer = Transfer {
+            request,
+            status: Some(StatusCode::OK),
+            received: 104,
+            sent: 162,
+        };
+        observer.finished(exchange, transfer, None);
+    };
+    let metrics = || Some(Arc::new(Metrics::new(MetricsSettings::default()).unwrap()));
+    let settings = serde_json::json!({ "format": "json", "path": "/dev/null" });
+    let settings: AccessLogSettings = serde_json::from_value(settings).unwrap();
+    let log = || AccessLog::open(settings.clone()).unwrap();
+    for (name, observer) in [
+        ("observe nothing", Observer::default()),
+        ("observe metrics", Observer::new(metrics(), None)),
+        // Beyond what its queue takes, lines are dropped, so that the time is that of a full queue.
+        ("observe an access log", Observer::new(None, log())),
+    ] {
+        let prepared = || routed(gateway, request);
+        measure(criterion, name, prepared, |exchange| {
+            observed(&observer, exchange);
+        });
+    }
+    let observer = Observer::new(metrics(), log());
+    let mut exchanges: Vec<_> = (0..CALLS).map(|_| routed(gateway, request)).collect();
+    observed(&observer, &mut exchanges[0]);
+    let begun = Instant::now();
+    for exchange in &mut exchanges {
+        observed(&observer, exchange);
+    }
+    println!("observe both: {:?} a call", begun.elapsed() / CALLS as u32);
 }
 
 /// Prints the allocations of `work` on what `prepare` makes, then its time.
