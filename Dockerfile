@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 
 FROM debian:bookworm-slim
 COPY --from=build /usr/local/bin/pingora-mcp /usr/local/bin/pingora-mcp
-# Whom https backends without a 'ca' of their own are believed by.
+# The authorities by which https backends without a 'ca' of their own are believed.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 # No name for it is needed, so that no file of the image is written.
 USER 65532:65532
