@@ -18,7 +18,7 @@ use pingora_core::Result;
 use pingora_core::server::Server;
 use pingora_core::services::background::background_service;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_mcp::proxy::{HELD, answer_failure, connection, hold, judge, respond};
+use pingora_mcp::proxy::{HELD, answer_failure, begin, connection, hold, judge, respond};
 use pingora_mcp::{Admission, Exchange, Gateway, Settings, server};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session, http_proxy_service};
 
@@ -60,6 +60,11 @@ impl ProxyHttp for ApiKeyProxy {
 
     fn new_ctx(&self) -> Exchange {
         Exchange::default()
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
+        begin(&self.gateway, session);
+        Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {

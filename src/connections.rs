@@ -41,7 +41,8 @@ pub struct Connections<A> {
 }
 
 impl<A> Connections<A> {
-    /// `app` with these limits, its connections counted in `load`.
+    /// `app` with these limits, its connections counted in `load`. It must call
+    /// [`begin`](crate::proxy::begin) for each request, or a body counts as more of the header.
     pub fn new(app: A, load: Load, timeouts: ClientTimeouts, limits: &ClientLimits) -> Self {
         Self {
             app: Arc::new(Watched(Arc::new(app))),

@@ -85,7 +85,9 @@ impl Drain {
 
     /// Returns when all that is under way has finished, or, of the streams, has been ended.
     async fn finished(&self) {
-        let streams_after = self.settings.streams_after.0;
+        // Before the deadline, which breaks off what is left.
+        let deadline = self.settings.deadline.0;
+        let streams_after = self.settings.streams_after.0.min(deadline / 2);
         if timeout(streams_after, self.emptied()).await.is_err() {
             self.load.end_streams();
             self.emptied().await;

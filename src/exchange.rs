@@ -37,19 +37,19 @@ pub struct Exchange {
     pub(crate) era: Option<Era>,
     pub(crate) lookup: Option<(LookupOutcome, Duration)>,
     pub(crate) session: Option<BoundSession>,
-    // Written by `judge`.
-    pub(crate) request_id: Option<RequestId>,
-    pub(crate) is_judged: bool,
     /// How long a 405 to this request is remembered, where it is.
     pub(crate) get_405_memory: Option<Duration>,
     pub(crate) stream: Option<OpenStream>,
+    // Written by `judge`.
+    pub(crate) request_id: Option<RequestId>,
+    pub(crate) is_judged: bool,
     // Written by `admit` for a bound request, by `route` for any other.
     pub(crate) backend: Option<Lease>,
     // Begun by `route`, counted by `body_from_client`.
     pub(crate) body_length: u64,
     // Written by `another_backend`.
     pub(crate) unreachable: Vec<BackendName>,
-    // Written by `from_backend`.
+    // Written by `from_backend`; by `held_answer` where that finds the session lost.
     pub(crate) outcome: SessionOutcome,
     pub(crate) is_stream: bool,
     // Written when the backend's answer goes to the client, where somebody observes.

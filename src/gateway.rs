@@ -1,6 +1,7 @@
 //! The gateway: five functions over headers that take a request from a client to a backend and
-//! its answer back. It opens no socket, and reads no body but the one document that it rewrites
-//! and, on a route with a policy, the message that it judges.
+//! its answer back. It opens no socket, and reads no body but the one document that it rewrites,
+//! the short 400 that may tell of a lost session and, on a route with a policy, the message that it
+//! judges.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, CLAIMS};
 use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
 use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
@@ -18,6 +19,7 @@ use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
 use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::load::Load;
 use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
+use crate::mcp::method::SUBSCRIPTIONS_LISTEN;
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
 use crate::message::{Body, MalformedBody};
 use crate::metrics::LookupOutcome;
@@ -35,7 +37,9 @@ use crate::session::{Binding, SessionStore, StoreError};
 /// through [`another_backend`](Self::another_backend), before `route` is called again. The body of
 /// a backend's answer goes through [`body_from_backend`](Self::body_from_backend); where the answer
 /// [is held](Exchange::is_held), the client gets [`held_answer`](Self::held_answer). The body of a
-/// request to a route with a policy goes through [`judge`](Self::judge), before `route` is called.
+/// request to a route with a policy goes through [`judge`](Self::judge), before `route` is called,
+/// and each part of any other through [`body_from_client`](Self::body_from_client), or `max_body`
+/// holds only for what has a `Content-Length`.
 #[derive(Debug)]
 pub struct Gateway {
     rules: ArcSwap<Rules>,
@@ -184,7 +188,7 @@ impl Gateway {
         let Some(policy) = exchange.policy() else {
             return Ok(Admission::Forward);
         };
-        policy.judge_headers(&request.headers)?;
+        policy.judge_headers(&request.headers, content_length(&request.headers))?;
         Ok(Admission::Judge)
     }
 
@@ -684,7 +688,7 @@ fn is_discovery(path: &str) -> bool {
 
 fn is_listen(request: &RequestHeader) -> bool {
     let method = request.headers.get(MCP_METHOD);
-    request.method == Method::POST && method.is_some_and(|name| name == "subscriptions/listen")
+    request.method == Method::POST && method.is_some_and(|name| name == SUBSCRIPTIONS_LISTEN)
 }
 
 /// Refuses what a backend might read in another way than this proxy.
@@ -733,7 +737,9 @@ fn remove_lookalikes(request: &mut RequestHeader, backend: &Backend) {
 
 /// Says who asked. What the client claims of it is not passed on.
 fn forwarded(request: &mut RequestHeader, connection: &Connection) -> pingora_core::Result<()> {
-    request.remove_header(&header::FORWARDED);
+    for claim in CLAIMS {
+        request.remove_header(claim);
+    }
     match connection.client {
         Some(client) => request.insert_header(X_FORWARDED_FOR, client.to_string())?,
         None => drop(request.remove_header(&X_FORWARDED_FOR)),

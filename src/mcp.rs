@@ -29,7 +29,8 @@ pub mod header {
     pub const EVENT_STREAM: &str = "text/event-stream";
 }
 
-/// Methods whose `Mcp-Name` repeats a parameter (MCP 2026-07-28, Standard Request Headers).
+/// Methods that something is made of here. The `Mcp-Name` of the first three repeats a parameter
+/// (MCP 2026-07-28, Standard Request Headers).
 pub mod method {
     /// Calls the tool that `name` names.
     pub const TOOLS_CALL: &str = "tools/call";
@@ -37,6 +38,8 @@ pub mod method {
     pub const PROMPTS_GET: &str = "prompts/get";
     /// Reads the resource that `uri` names.
     pub const RESOURCES_READ: &str = "resources/read";
+    /// Asks for a stream of changes (MCP 2026-07-28, Subscriptions).
+    pub const SUBSCRIPTIONS_LISTEN: &str = "subscriptions/listen";
 }
 
 /// Which of MCP's two ways of talking over HTTP a request follows.
@@ -131,7 +134,7 @@ impl McpMethod {
 
     /// Whether `Mcp-Name` is the name of a tool.
     pub fn calls_tool(self) -> bool {
-        self.name() == "tools/call"
+        self.name() == method::TOOLS_CALL
     }
 }
 
@@ -271,17 +274,17 @@ pub const OTHER: &str = "_OTHER";
 const METHODS: [&str; 14] = [
     "completion/complete",
     "notifications/cancelled",
-    "prompts/get",
+    method::PROMPTS_GET,
     "prompts/list",
     "resources/list",
-    "resources/read",
+    method::RESOURCES_READ,
     "resources/templates/list",
     "server/discover",
-    "subscriptions/listen",
+    method::SUBSCRIPTIONS_LISTEN,
     "tasks/cancel",
     "tasks/get",
     "tasks/update",
-    "tools/call",
+    method::TOOLS_CALL,
     "tools/list",
 ];
 

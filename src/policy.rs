@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 
-use http::{HeaderMap, header};
+use http::HeaderMap;
 use serde::{Deserialize, Deserializer};
 
 use crate::mcp::Era;
@@ -40,12 +40,10 @@ impl Policy {
     ///
     /// # Errors
     /// It is too large, or not plain JSON.
-    pub fn judge_headers(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+    pub fn judge_headers(&self, headers: &HeaderMap, length: Option<u64>) -> Result<(), Rejection> {
         if !is_plain_json(headers) {
             return Err(Rejection::MessageNotJson);
         }
-        let length = headers.get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         match length {
             Some(length) if length > MAX_BODY as u64 => Err(Rejection::MessageTooLarge),
             _ => Ok(()),

@@ -85,24 +85,7 @@ impl ProxyHttp for McpProxy {
         exchange: &mut Exchange,
     ) -> Result<()> {
         self.observer.arrived(exchange);
-        header_arrived(session.as_downstream());
-        let timeouts = self.gateway.timeouts();
-        // A connection that the client wants closed stays so.
-        if session.get_keepalive().is_some() {
-            let seconds = timeouts.keep_alive.0.as_secs_f64().ceil();
-            session.set_keepalive(Some(seconds as u64));
-        }
-        if session.req_header().version == Version::HTTP_10 {
-            // Such a client knows neither interim answers nor what asks for one (RFC 9110 10.1.1,
-            // 15.2).
-            session.req_header_mut().remove_header(&EXPECT);
-            session.set_ignore_info_resp(true);
-        }
-        // Otherwise Pingora drops requests that come before the answer to the one before.
-        session.set_pipelining_enabled(true);
-        session.set_read_timeout(timeouts.body.0);
-        session.set_write_timeout(Some(timeouts.write.0));
-        session.set_total_drain_timeout(Some(timeouts.drain.0));
+        begin(&self.gateway, session);
         Ok(())
     }
 
@@ -273,6 +256,28 @@ impl ProxyHttp for McpProxy {
     ) -> bool {
         true
     }
+}
+
+/// Gives a request whose header has come its limits, for `ProxyHttp::early_request_filter`.
+pub fn begin(gateway: &Gateway, session: &mut Session) {
+    header_arrived(session.as_downstream());
+    let timeouts = gateway.timeouts();
+    // A connection that the client wants closed stays so.
+    if session.get_keepalive().is_some() {
+        let seconds = timeouts.keep_alive.0.as_secs_f64().ceil();
+        session.set_keepalive(Some(seconds as u64));
+    }
+    if session.req_header().version == Version::HTTP_10 {
+        // Such a client knows neither interim answers nor what asks for one (RFC 9110 10.1.1,
+        // 15.2).
+        session.req_header_mut().remove_header(&EXPECT);
+        session.set_ignore_info_resp(true);
+    }
+    // Otherwise Pingora drops requests that come before the answer to the one before.
+    session.set_pipelining_enabled(true);
+    session.set_read_timeout(timeouts.body.0);
+    session.set_write_timeout(Some(timeouts.write.0));
+    session.set_total_drain_timeout(Some(timeouts.drain.0));
 }
 
 /// Lets another request follow on the connection before this one is answered, unless the answer is a

@@ -79,9 +79,19 @@ async fn what_is_left_at_the_deadline_is_ended() {
 
 #[tokio::test]
 async fn a_silent_stream_is_ended_in_order_and_the_process_leaves() {
+    for drain in [
+        "streams_after: 200ms, deadline: 10m",
+        // Before the deadline all the same.
+        "streams_after: 10m, deadline: 2s",
+    ] {
+        ends_a_silent_stream_in_order(drain).await;
+    }
+}
+
+async fn ends_a_silent_stream_in_order(drain: &str) {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let route = route(&[backend.local_addr().unwrap()]);
-    let yaml = route + "  drain: { streams_after: 200ms, deadline: 10m }\n";
+    let yaml = format!("{route}  drain: {{ {drain} }}\n");
     let mut proxy = ProxyProcess::start(&yaml).await;
     let stream = reqwest::Client::new().get(proxy.url("/mcp"));
     let stream = tokio::spawn(stream.header("accept", "text/event-stream").send());

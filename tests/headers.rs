@@ -15,7 +15,9 @@ async fn the_backend_sees_its_own_host_and_who_asked() {
         .header("x-forwarded-for", "203.0.113.7")
         .header("x-forwarded-proto", "https")
         .header("x-forwarded-host", "attacker.example")
-        .header("forwarded", "for=203.0.113.7");
+        .header("forwarded", "for=203.0.113.7")
+        .header("x-real-ip", "203.0.113.7")
+        .header("x-forwarded-port", "443");
     request.send().await.unwrap();
     let seen = backend.last();
     assert_eq!(seen.header("host"), Some(&*backend.address.to_string()));
@@ -25,7 +27,9 @@ async fn the_backend_sees_its_own_host_and_who_asked() {
         seen.header("x-forwarded-host"),
         Some(&*proxy.address.to_string())
     );
-    assert_eq!(seen.header("forwarded"), None);
+    for claim in ["forwarded", "x-real-ip", "x-forwarded-port"] {
+        assert_eq!(seen.header(claim), None, "{claim}");
+    }
 }
 
 #[tokio::test]

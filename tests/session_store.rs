@@ -150,6 +150,20 @@ async fn a_lifetime_ends_a_session_that_is_in_use() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_bound_anew_lives_no_longer() {
+    let store = MemoryStore::new(with_yaml("{ idle_timeout: 1h, lifetime: 200ms }"));
+    let id = ClientSessionId::mint();
+    let opened = Instant::now();
+    store.insert(id, binding(0)).await.unwrap();
+    while store.find(id).await.unwrap().is_some() {
+        assert!(opened.elapsed() < Duration::from_secs(10), "it lives on");
+        store.insert(id, binding(1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(opened.elapsed() >= Duration::from_millis(200));
+}
+
+#[tokio::test]
 async fn a_census_tells_why_sessions_were_forgotten() {
     let limits = "{ capacity: 2, evict: oldest, idle_timeout: 50ms, lifetime: 200ms }";
     let store = MemoryStore::new(with_yaml(limits));

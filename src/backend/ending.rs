@@ -73,7 +73,8 @@ impl Ends {
     /// Has `peer` connected to by a connection that ends with the stream. It is none of the pool,
     /// neither before nor after.
     pub(crate) fn attach(&self, peer: &mut HttpPeer) {
-        peer.group_key = OF_STREAMS;
+        // Its descriptor is none to Pingora either, so that the pool never hands it out again.
+        peer.group_key ^= OF_STREAMS;
         peer.options.custom_l4 = Some(Arc::new(EndingConnect {
             ends: self.clone(),
             limit: peer.options.connection_timeout,

@@ -115,6 +115,7 @@ impl Backend {
     pub(crate) fn is_reserved(&self, name: &str) -> bool {
         RESERVED_HEADERS.contains(&name)
             || STANDARD_HEADERS.contains(&name)
+            || CLAIMS.contains(&name)
             || self
                 .headers
                 .iter()
@@ -441,6 +442,16 @@ impl TryFrom<Text> for ConfiguredValue {
         Ok(Self(value))
     }
 }
+
+/// What proxies say of a client beside `X-Forwarded-For`, `-Host` and `-Proto`. From a client it is
+/// a claim that nobody has checked.
+pub(crate) const CLAIMS: [&str; 5] = [
+    "forwarded",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-server",
+    "x-real-ip",
+];
 
 /// What requests are told apart by (MCP 2026-07-28, Standard Request Headers).
 const STANDARD_HEADERS: [&str; 3] = ["mcp-method", "mcp-name", "mcp-protocol-version"];

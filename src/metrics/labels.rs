@@ -87,7 +87,7 @@ pub enum Limit {
     Body,
     /// The longest message that is judged.
     Message,
-    /// `max_requests` of a backend, or of each that might take the request.
+    /// `max_requests_per_backend` of a route, at each that might take the request.
     Backend,
 }
 
@@ -106,7 +106,28 @@ impl Limit {
             Rejection::BodyTooLarge => Some(Self::Body),
             Rejection::MessageTooLarge => Some(Self::Message),
             Rejection::BackendFull => Some(Self::Backend),
-            _ => None,
+            Rejection::MalformedRequest
+            | Rejection::StreamNotAccepted
+            | Rejection::SessionIdMissing
+            | Rejection::MessageMalformed
+            | Rejection::HeaderMismatch
+            | Rejection::OriginForbidden
+            | Rejection::HostForbidden
+            | Rejection::MethodForbidden
+            | Rejection::ToolForbidden
+            | Rejection::UnknownPath
+            | Rejection::UnknownSession
+            | Rejection::MethodNotAllowed
+            | Rejection::NoEventStream
+            | Rejection::ExpectationFailed
+            | Rejection::TransferCodingUnknown
+            | Rejection::MessageNotJson
+            | Rejection::Internal
+            | Rejection::BackendUnreachable
+            | Rejection::BackendAnswerInvalid
+            | Rejection::NoBackend
+            | Rejection::StoreUnavailable
+            | Rejection::BackendTimeout => None,
         }
     }
 

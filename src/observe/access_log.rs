@@ -11,9 +11,9 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use blake2::Blake2sMac;
 use blake2::digest::{Mac, consts::U6};
@@ -174,9 +174,16 @@ impl AccessLog {
             return;
         };
         let (done, written) = sync_channel(1);
-        if entries.send(Entry::Flush(done)).is_ok()
-            && let Err(error) = written.recv_timeout(FLUSHING)
-        {
+        let until = Instant::now() + FLUSHING;
+        let mut entry = Entry::Flush(done);
+        while let Err(TrySendError::Full(waiting)) = entries.try_send(entry) {
+            if Instant::now() > until {
+                return log::warn!("the access log's last lines are lost: nobody takes them");
+            }
+            entry = waiting;
+            std::thread::sleep(GATHERING);
+        }
+        if let Err(error) = written.recv_timeout(FLUSHING) {
             log::warn!("the access log's last lines are lost: {error}");
         }
     }

@@ -22,6 +22,7 @@ pub struct MemoryStore {
     cache: Cache<ClientSessionId, Entry>,
     counts: Arc<Mutex<Counts>>,
     capacity: u64,
+    lifetime: Duration,
     evict: Evict,
 }
 
@@ -106,6 +107,7 @@ impl MemoryStore {
             cache: cache.build(),
             counts,
             capacity: settings.capacity.0,
+            lifetime,
             evict: settings.evict,
         }
     }
@@ -154,10 +156,12 @@ impl MemoryStore {
 #[async_trait]
 impl SessionStore for MemoryStore {
     async fn insert(&self, id: ClientSessionId, binding: Binding) -> Result<(), StoreError> {
-        let bound = self.cache.get(&id).await;
-        let client = bound.and_then(|entry| entry.client);
-        lock(&self.counts).add(client);
-        self.put(id, Entry::new(binding, client)).await;
+        let entry = match self.cache.get(&id).await {
+            Some(entry) => Entry { binding, ..entry },
+            None => Entry::new(binding, None),
+        };
+        lock(&self.counts).add(entry.client);
+        self.put(id, entry).await;
         Ok(())
     }
 
@@ -184,7 +188,15 @@ impl SessionStore for MemoryStore {
     }
 
     async fn find(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        Ok(self.cache.get(&id).await.map(|entry| entry.binding))
+        let Some(entry) = self.cache.get(&id).await else {
+            return Ok(None);
+        };
+        // To moka, a session whose backend gave it another id begins anew.
+        if entry.since.elapsed() >= self.lifetime {
+            self.cache.invalidate(&id).await;
+            return Ok(None);
+        }
+        Ok(Some(entry.binding))
     }
 
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {
