@@ -15,7 +15,7 @@ pub mod tls;
 pub mod typescript;
 pub mod wire;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::IntoRawFd;
 use std::sync::{Arc, Mutex};
@@ -300,10 +300,17 @@ pub async fn raw_in_turn(proxy: SocketAddr, requests: &[&str]) -> Vec<String> {
     answers
 }
 
-/// An address where nothing listens: it was bound a moment ago and is free again.
+/// An address where nothing listens: it was bound a moment ago and is free again. Each is given once,
+/// as two proxies that begin on one at the same time would take each other for themselves.
 pub fn unused_address() -> SocketAddr {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap()
+    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
+    loop {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        if GIVEN.lock().unwrap().insert(address) {
+            return address;
+        }
+    }
 }
 
 pub const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

@@ -1,6 +1,6 @@
 //! The built binary as a process of its own, and other programs that a test needs beside it.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -53,10 +53,7 @@ impl ProxyProcess {
     async fn run(keys: &str, mcp: &str, command: impl Fn() -> Command) -> Self {
         // Between this bind and the proxy's own, anybody may take the port; then another is tried.
         for _ in 0..5 {
-            let address = TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap();
+            let address = super::unused_address();
             let configuration = scratch_file("yaml");
             std::fs::write(&configuration, document(address, keys, mcp)).unwrap();
 
