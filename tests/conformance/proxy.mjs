@@ -44,7 +44,8 @@ async function listens(port, program) {
   let isRunning = true;
   program.ended.then(() => (isRunning = false));
   while (isRunning) {
-    if (await connects(port)) return true;
+    // Before it says so, it listens for a moment to try the address.
+    if (program.output.includes("listening on") && (await connects(port))) return true;
     if (Date.now() > deadline) throw new Error(`the proxy is not ready within 30 s: ${program.output}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
