@@ -13,7 +13,7 @@ use http::HeaderValue;
 use pingora_mcp::backend::BackendName;
 use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::route::RoutePath;
-use pingora_mcp::session::{Binding, MemoryStore, SessionSettings, SessionStore};
+use pingora_mcp::session::{Binding, MemoryStore, Opened, SessionSettings, SessionStore};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -85,6 +85,7 @@ impl Template {
             route: self.route.clone(),
             backend: self.backend.clone(),
             session: BackendSessionId::try_from(&given).unwrap(),
+            opened: Opened::now(),
         };
         let client = IpAddr::from([127, 0, 0, 1]).into();
         let opened = store.open(id, binding, Some(client)).now_or_never();

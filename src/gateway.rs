@@ -26,7 +26,7 @@ use crate::metrics::LookupOutcome;
 use crate::rejection::Rejection;
 use crate::route::{HostHeader, Route};
 use crate::rules::Rules;
-use crate::session::{Binding, SessionStore, StoreError};
+use crate::session::{Binding, Opened, SessionStore, StoreError};
 
 /// Decides for each request where it goes and what each side sees.
 ///
@@ -520,6 +520,7 @@ impl Gateway {
             route: route.path.clone(),
             backend: backend.name().clone(),
             session,
+            opened: Opened::now(),
         };
         route.note_session();
         let client = exchange.connection.network();

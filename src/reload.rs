@@ -109,7 +109,7 @@ impl Fixed {
     pub fn of(server: &ServerConf, mcp: &Config) -> Self {
         Self {
             listeners: mcp.listeners.clone(),
-            sessions: mcp.sessions,
+            sessions: mcp.sessions.clone(),
             timeouts: mcp.timeouts,
             limits: mcp.limits,
             drain: mcp.drain,

@@ -45,7 +45,11 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     pingora.bootstrap();
     log::info!("{}", summary(&mcp));
     fit_connections(&mut mcp.limits, &pingora.configuration);
-    let (listeners, sessions, admin) = (mcp.listeners.clone(), mcp.sessions, mcp.admin.clone());
+    let (listeners, sessions, admin) = (
+        mcp.listeners.clone(),
+        mcp.sessions.clone(),
+        mcp.admin.clone(),
+    );
     // Without the admin listener nobody could read them.
     let metrics = match admin.address {
         Some(_) => Some(Arc::new(Metrics::new(mcp.metrics)?)),
@@ -83,7 +87,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
 
 /// The gateway that `config` describes, with its sessions in memory.
 pub fn gateway(config: Config) -> Gateway {
-    let store = Arc::new(MemoryStore::new(config.sessions));
+    let store = Arc::new(MemoryStore::new(config.sessions.clone()));
     let (timeouts, limits) = (config.timeouts, config.limits);
     Gateway::new(config.into(), store).with_limits(timeouts, limits)
 }

@@ -181,7 +181,7 @@ fn a_variable_is_taken_from_the_environment_in_strings_and_in_numbers() {
         ("DOMAIN", "example"),
     ];
     let settings = parse(&yaml, &environment).unwrap();
-    let sessions = settings.mcp.sessions;
+    let sessions = &settings.mcp.sessions;
     assert_eq!(sessions.capacity.0, 77);
     assert_eq!(sessions.lifetime.0, Duration::from_secs(3 * DAY));
     assert_eq!(sessions.idle_timeout.0, Duration::from_secs(300));

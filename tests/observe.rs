@@ -405,7 +405,7 @@ async fn a_browser_shows_the_status_page_and_has_nothing_to_complain_of() {
 #[tokio::test]
 async fn readiness_is_lost_where_the_process_ends_and_health_is_not() {
     let settings = Settings::load("conf/minimal.yaml").unwrap();
-    let sessions = settings.mcp.sessions;
+    let sessions = settings.mcp.sessions.clone();
     let gateway = Arc::new(server::gateway(settings.mcp));
     let (drain, begun) = watch::channel(false);
     let admin = Admin::new(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::session::{
-    Binding, ClientNetwork, MemoryStore, OpenError, SessionSettings, SessionStore,
+    Binding, ClientNetwork, MemoryStore, OpenError, Opened, SessionSettings, SessionStore,
 };
 use proptest::prelude::*;
 
@@ -314,5 +314,6 @@ fn binding(position: usize) -> Binding {
         route: "/mcp".parse().unwrap(),
         backend: "local".parse().unwrap(),
         session: BackendSessionId::try_from(&id).unwrap(),
+        opened: Opened::from_milliseconds(0),
     }
 }

@@ -7,7 +7,7 @@ mod client;
 mod memory;
 
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -32,6 +32,36 @@ pub struct Binding {
     pub backend: BackendName,
     /// The id that this backend gave it.
     pub session: BackendSessionId,
+    /// When the backend opened it.
+    pub opened: Opened,
+}
+
+/// When a session was opened, by the clock that several proxies share: in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Opened(u64);
+
+impl Opened {
+    /// This moment.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let milliseconds = since.unwrap_or_default().as_millis();
+        Self(milliseconds.try_into().unwrap_or(u64::MAX))
+    }
+
+    /// The moment that [`milliseconds`](Self::milliseconds) tells.
+    pub fn from_milliseconds(milliseconds: u64) -> Self {
+        Self(milliseconds)
+    }
+
+    /// In milliseconds since 1970.
+    pub fn milliseconds(self) -> u64 {
+        self.0
+    }
+
+    /// How long ago it was; no time at all where that moment is to come, as clocks differ.
+    pub fn age(self) -> Duration {
+        Duration::from_millis(Self::now().0.saturating_sub(self.0))
+    }
 }
 
 /// Keeps bindings for as long as [`SessionSettings`] says.
@@ -77,11 +107,42 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
     /// The store cannot be reached; `id` may still be bound.
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError>;
 
+    /// Takes sessions, `most` at the most, that the store has forgotten by itself, for their
+    /// backends to be told. Each goes to one caller, of all that share the store, and is kept until
+    /// it is [`settled`](Self::settle): a caller that dies before has another one follow.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    async fn abandoned(&self, _most: usize) -> Result<Vec<Abandoned>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// The backend of what [`abandoned`](Self::abandoned) gave was told, or never will be.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    async fn settle(&self, _claim: Claim) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// What the store knows of its sessions. One that is shared may know nothing.
     async fn census(&self) -> Census {
         Census::default()
     }
 }
+
+/// A session that its store has forgotten, and that its backend may still keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Abandoned {
+    /// What it is to be settled by.
+    pub claim: Claim,
+    /// Whose it was.
+    pub binding: Binding,
+}
+
+/// The store's own name for a session that it has forgotten. It is no session id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Claim(pub(crate) [u8; 16]);
 
 /// How many sessions there are, and how many the store forgot by itself since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,7 +205,7 @@ pub enum Evict {
 }
 
 /// `mcp.sessions` in the configuration file: how many sessions are kept and for how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
     /// The most sessions kept at a time.
