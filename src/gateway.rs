@@ -127,17 +127,19 @@ impl Gateway {
         exchange: &mut Exchange,
     ) -> Result<Admission, Rejection> {
         exchange.connection = connection;
-        let admitted = self.examine(request, exchange).await;
+        let rules = self.rules.load_full();
+        let admitted = self.examine(&rules, request, exchange).await;
+        exchange.rules = Some(rules);
         exchange.rejection = admitted.err();
         admitted
     }
 
     async fn examine(
         &self,
+        rules: &Rules,
         request: &RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<Admission, Rejection> {
-        let rules = exchange.rules.insert(self.rules.load_full());
         let reach = exchange.connection.reach;
         exchange.origin = rules.cors.judge(&request.headers, reach);
         if exchange.origin == OriginGrant::Denied {
@@ -158,7 +160,7 @@ impl Gateway {
         let Some(route) = rules.routes.find(request.uri.path()) else {
             return Err(Rejection::UnknownPath);
         };
-        let route = exchange.route.insert(Arc::clone(route)).clone();
+        exchange.route = Some(Arc::clone(route));
         exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
         if is_longer(content_length(&request.headers), route.max_body) {
             return Err(Rejection::BodyTooLarge);
@@ -174,8 +176,8 @@ impl Gateway {
         exchange.era = Some(era);
         match era {
             Era::Session => {
-                self.admit_to_session(request, &route, exchange).await?;
-                remembered_405(request, &route, exchange)?;
+                self.admit_to_session(request, route, exchange).await?;
+                remembered_405(request, route, exchange)?;
             }
             Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
             Era::Stateless => {}
