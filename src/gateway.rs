@@ -553,9 +553,10 @@ impl Gateway {
         if response.status.is_informational() {
             return Ok(());
         }
-        let current = || self.rules.load_full();
-        let rules = exchange.rules.clone().unwrap_or_else(current);
-        rules.cors.apply(&exchange.origin, response)?;
+        match &exchange.rules {
+            Some(rules) => rules.cors.apply(&exchange.origin, response)?,
+            None => self.rules.load().cors.apply(&exchange.origin, response)?,
+        }
         if let Some(id) = exchange.client_session() {
             response.insert_header(MCP_SESSION_ID, id.to_header())?;
         }
