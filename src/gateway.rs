@@ -162,7 +162,8 @@ impl Gateway {
         };
         exchange.route = Some(Arc::clone(route));
         exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
-        if is_longer(content_length(&request.headers), route.max_body) {
+        let length = content_length(&request.headers);
+        if is_longer(length, route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
         if is_discovery(request.uri.path()) {
@@ -190,7 +191,7 @@ impl Gateway {
         let Some(policy) = exchange.policy() else {
             return Ok(Admission::Forward);
         };
-        policy.judge_headers(&request.headers, content_length(&request.headers))?;
+        policy.judge_headers(&request.headers, length)?;
         Ok(Admission::Judge)
     }
 
