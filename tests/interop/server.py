@@ -105,6 +105,8 @@ async def announce(context: Context) -> str:
 async def hang_up(context: Context) -> str:
     if context.request_context.close_sse_stream is None:
         return "unsupported"
+    # The SDK closes it also before its priming event is sent, and without that event's id no client can come back.
+    await context.request_context.request.scope["stream_begun"].wait()
     await context.close_sse_stream()
     return "answered on a resumed stream"
 
@@ -132,6 +134,22 @@ class Events(EventStore):
         return wanted
 
 
+def telling(app):
+    """`app`, with an event in the scope of each request that says that a part of its answer's body is sent."""
+
+    async def told(scope, receive, send):
+        scope["stream_begun"] = anyio.Event()
+
+        async def send_and_tell(message):
+            await send(message)
+            if message["type"] == "http.response.body":
+                scope["stream_begun"].set()
+
+        await app(scope, receive, send_and_tell)
+
+    return told
+
+
 class Server(uvicorn.Server):
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets)
@@ -143,4 +161,4 @@ listener = socket.socket()
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind((host, int(port)))
 app = server.streamable_http_app(stateless_http=STATELESS, event_store=Events(), retry_interval=10)
-Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+Server(uvicorn.Config(telling(app), log_level="warning")).run(sockets=[listener])
