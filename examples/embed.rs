@@ -18,7 +18,9 @@ use pingora_core::Result;
 use pingora_core::server::Server;
 use pingora_core::services::background::background_service;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_mcp::proxy::{HELD, answer_failure, begin, connection, hold, judge, respond};
+use pingora_mcp::proxy::{
+    answer_failure, begin, connection, judge, respond, take_body, take_header,
+};
 use pingora_mcp::{Admission, Exchange, Gateway, Settings, server};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session, http_proxy_service};
 
@@ -125,11 +127,7 @@ impl ProxyHttp for ApiKeyProxy {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        self.gateway.from_backend(response, exchange).await?;
-        if exchange.is_held() {
-            hold(session, response)?;
-        }
-        Ok(())
+        take_header(&self.gateway, session, response, exchange).await
     }
 
     fn upstream_response_body_filter(
@@ -139,10 +137,7 @@ impl ProxyHttp for ApiKeyProxy {
         is_end: bool,
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
-        self.gateway.body_from_backend(body, is_end, exchange);
-        if is_end && exchange.is_held() {
-            return pingora_core::Error::e_explain(HELD, "the answer is held back and whole");
-        }
+        take_body(&self.gateway, body, is_end, exchange)?;
         Ok(None)
     }
 

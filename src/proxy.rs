@@ -179,11 +179,7 @@ impl ProxyHttp for McpProxy {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        self.gateway.from_backend(response, exchange).await?;
-        if exchange.is_held() {
-            hold(session, response)?;
-        }
-        Ok(())
+        take_header(&self.gateway, session, response, exchange).await
     }
 
     fn upstream_response_body_filter(
@@ -193,10 +189,7 @@ impl ProxyHttp for McpProxy {
         is_end: bool,
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
-        self.gateway.body_from_backend(body, is_end, exchange);
-        if is_end && exchange.is_held() {
-            return Error::e_explain(HELD, "the answer is held back and whole");
-        }
+        take_body(&self.gateway, body, is_end, exchange)?;
         Ok(None)
     }
 
@@ -352,16 +345,41 @@ pub async fn respond(
     Ok(())
 }
 
-/// Keeps the header of an answer that is held back from the client. Pingora has no such thing: it
-/// sends a header before a body's first filter runs. But it can be told to drop interim answers, so
-/// `response` is made one. When the body is whole, end the exchange with an error of the type
-/// [`HELD`], for [`answer_failure`] to answer.
+/// Takes the header of a backend's answer, for `ProxyHttp::upstream_response_filter`, and keeps that
+/// of an answer that is held back from the client. Pingora has no such thing: it sends a header
+/// before a body's first filter runs. But it can be told to drop interim answers, so `response` is
+/// made one.
 ///
 /// # Errors
-/// Pingora refuses the header; it does not, as it is a constant.
-pub fn hold(session: &mut Session, response: &mut ResponseHeader) -> Result<()> {
-    session.set_ignore_info_resp(true);
-    *response = ResponseHeader::build(StatusCode::EARLY_HINTS, None)?;
+/// The gateway refuses the answer.
+pub async fn take_header(
+    gateway: &Gateway,
+    session: &mut Session,
+    response: &mut ResponseHeader,
+    exchange: &mut Exchange,
+) -> Result<()> {
+    gateway.from_backend(response, exchange).await?;
+    if exchange.is_held() {
+        session.set_ignore_info_resp(true);
+        *response = ResponseHeader::build(StatusCode::EARLY_HINTS, None)?;
+    }
+    Ok(())
+}
+
+/// Takes the next part of its body, for `ProxyHttp::upstream_response_body_filter`.
+///
+/// # Errors
+/// The answer is held back, and whole: [`answer_failure`] answers in its place.
+pub fn take_body(
+    gateway: &Gateway,
+    body: &mut Option<Bytes>,
+    is_end: bool,
+    exchange: &mut Exchange,
+) -> Result<()> {
+    gateway.body_from_backend(body, is_end, exchange);
+    if is_end && exchange.is_held() {
+        return Error::e_explain(HELD, "the answer is held back and whole");
+    }
     Ok(())
 }
 
@@ -474,7 +492,7 @@ fn is_client_gone(error: &Error) -> bool {
 }
 
 /// The type of the error that ends the exchange with a backend whose answer is held back.
-pub const HELD: ErrorType = ErrorType::Custom("AnswerHeld");
+const HELD: ErrorType = ErrorType::Custom("AnswerHeld");
 
 /// How long a message that is judged may take to arrive.
 const CLIENT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
