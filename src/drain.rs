@@ -58,8 +58,14 @@ impl Default for DrainSettings {
 }
 
 impl Drain {
-    /// Of a server whose streams are in `load`, and that hands its sockets over at `upgrade_sock`.
-    pub fn new(settings: DrainSettings, load: Load, upgrade_sock: String) -> Self {
+    /// Of a server whose streams are in `load`, and that hands its sockets over at `upgrade_sock`: its
+    /// own `sockets`, or without them those that Pingora has.
+    pub fn new(
+        settings: DrainSettings,
+        load: Load,
+        upgrade_sock: String,
+        sockets: Option<ListenFds>,
+    ) -> Self {
         Self {
             settings,
             begun: watch::Sender::new(false),
@@ -67,7 +73,7 @@ impl Drain {
             open: watch::Sender::new(0),
             load,
             upgrade_sock,
-            sockets: OnceLock::new(),
+            sockets: sockets.map(OnceLock::from).unwrap_or_default(),
         }
     }
 
@@ -197,10 +203,9 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceWithDependents for Drained<A> 
         listeners_per_fd: usize,
         ready: ServiceReadyNotifier,
     ) {
-        if let Some(sockets) = &sockets {
-            // One table for all services, which each adds its own to.
-            self.drain.sockets.get_or_init(|| Arc::clone(sockets));
-        }
+        // One table for all services, which each adds its own to where they are not there yet.
+        let of_all = |sockets: ListenFds| Arc::clone(self.drain.sockets.get_or_init(|| sockets));
+        let sockets = sockets.map(of_all);
         let closes = self.closes.clone();
         let service: &mut dyn ServiceWithDependents = &mut self.service;
         service

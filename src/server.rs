@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::{Opt, ServerConf};
-use pingora_core::server::{RunArgs, Server};
+use pingora_core::server::{Fds, ListenFds, RunArgs, Server};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
 use pingora_proxy::{HttpProxy, http_proxy};
@@ -34,13 +35,13 @@ use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let Settings { server, mut mcp } = settings;
     let file = options.conf.take();
-    if !options.upgrade {
-        let addresses = mcp.listeners.iter().map(|listener| listener.address);
-        check_addresses(addresses.chain(mcp.admin.address))?;
-    }
     let access_log = AccessLog::open(mcp.access_log.clone()).map_err(StartError::AccessLog)?;
     let settings = mcp.drain;
     let fixed = Fixed::of(&server, &mcp);
+    let sockets = match options.upgrade {
+        true => None,
+        false => Some(bind(&mcp)?),
+    };
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
     log::info!("{}", summary(&mcp));
@@ -63,7 +64,8 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let watch = certificate_watch(&listeners, Arc::clone(&gateway));
     pingora.add_service(background_service("certificates", watch));
     let upgrade_sock = pingora.configuration.upgrade_sock.clone();
-    let drain = Arc::new(Drain::new(settings, gateway.load().clone(), upgrade_sock));
+    let load = gateway.load().clone();
+    let drain = Arc::new(Drain::new(settings, load, upgrade_sock, sockets));
     let observer = Observer::new(metrics, access_log.clone());
     if let Some(address) = admin.address {
         let (hosts, gateway) = (admin.allowed_hosts, Arc::clone(&gateway));
@@ -183,13 +185,23 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Pingora tries a bind for half a minute and then goes on without the listener. All are held at
-/// once here, as two of them may be in each other's way.
-fn check_addresses(addresses: impl Iterator<Item = SocketAddr>) -> Result<(), StartError> {
-    let bind =
-        |address| TcpListener::bind(address).map_err(|cause| StartError::Listen { address, cause });
-    let held: Result<Vec<_>, _> = addresses.map(bind).collect();
-    held.map(drop)
+/// Sockets that take connections from now on, for the services to go on with. Pingora itself would try
+/// a bind for half a minute and then go on without the listener.
+fn bind(config: &Config) -> Result<ListenFds, StartError> {
+    let bind = |address: SocketAddr| {
+        let bound = TcpListener::bind(address).and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            Ok((address.to_string(), socket))
+        });
+        bound.map_err(|cause| StartError::Listen { address, cause })
+    };
+    let addresses = config.listeners.iter().map(|listener| listener.address);
+    let bound: Result<Vec<_>, _> = addresses.chain(config.admin.address).map(bind).collect();
+    let mut sockets = Fds::new();
+    for (address, socket) in bound? {
+        sockets.add(address, socket.into_raw_fd());
+    }
+    Ok(Arc::new(sockets.into()))
 }
 
 /// Has the system give as many descriptors as it may, and takes no more connections than it gives

@@ -341,8 +341,7 @@ impl Talk {
             "  access_log: { format: json }\n",
         ];
         let log_level = [("RUST_LOG", level)];
-        let mut proxy = ProxyProcess::with_environment(&mcp.concat(), &log_level).await;
-        proxy.until_listening(admin).await;
+        let proxy = ProxyProcess::with_environment(&mcp.concat(), &log_level).await;
         let mut talk = Self {
             proxy,
             admin,

@@ -774,8 +774,7 @@ impl Watched {
     async fn with_admin(mcp: &str, admin: &str) -> Self {
         let address = unused_address();
         let mcp = format!("{mcp}  admin:\n    address: {address}\n{admin}");
-        let mut proxy = ProxyProcess::start(&mcp).await;
-        proxy.until_listening(address).await;
+        let proxy = ProxyProcess::start(&mcp).await;
         Self {
             proxy,
             admin: address,
