@@ -44,7 +44,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     };
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
-    log::info!("{}", summary(&mcp));
+    let summary = summary(&mcp);
     fit_connections(&mut mcp.limits, &pingora.configuration);
     let (listeners, sessions, admin) = (
         mcp.listeners.clone(),
@@ -78,6 +78,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let mut service = Drained::new(SERVICE, proxy, Arc::clone(&drain));
     listen(service.service(), &listeners);
     pingora.add_service(service);
+    log::info!("{summary}");
     pingora.run(RunArgs {
         shutdown_signal: Box::new(Signals(drain)),
     });
