@@ -7,6 +7,7 @@
     reason = "each test file is a program of its own and uses a part of this"
 )]
 
+pub mod backend_process;
 pub mod mutant;
 pub mod mutation;
 pub mod process;
