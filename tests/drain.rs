@@ -9,6 +9,7 @@ use axum::Router;
 use axum::extract::Request;
 use futures::future::join_all;
 use support::process::ProxyProcess;
+use support::tls::{Http2, rest};
 use support::wire::Wire;
 use support::{Backend, answer, header, open_session, post, raw_in_turn, route, within};
 use tokio::net::{TcpListener, TcpStream};
@@ -141,11 +142,11 @@ async fn an_upgrade_that_nobody_takes_over_changes_nothing() {
     assert_eq!(support::ask(&proxy.url("/mcp"), &id).await.status(), 200);
 }
 
-/// 1,000 requests are at the backend when the signal comes; `IN_FLIGHT` takes another number.
+/// 2,000 requests are at the backend when the signal comes; `IN_FLIGHT=10000` takes another number.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_under_way_is_lost_across_sigterm() {
     let held = HeldBackend::start().await;
-    let mut proxy = ProxyProcess::start(&route(&[held.address])).await;
+    let mut proxy = held.proxy().await;
     let asked = held.ask(&proxy).await;
     proxy.signal("TERM");
     until_refused(&proxy).await;
@@ -156,7 +157,7 @@ async fn no_request_under_way_is_lost_across_sigterm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_and_no_connection_refused_across_an_upgrade() {
     let held = HeldBackend::start().await;
-    let mut old = ProxyProcess::start(&route(&[held.address])).await;
+    let mut old = held.proxy().await;
     let asked = held.ask(&old).await;
 
     let new = old.successor();
@@ -215,21 +216,46 @@ impl HeldBackend {
         }
     }
 
-    /// Asks through `proxy`, and waits until all requests are here.
+    /// A proxy in front of it that takes as many requests as there are descriptors for.
+    async fn proxy(&self) -> ProxyProcess {
+        let limits = "      limits: { max_requests_per_backend: none }\n";
+        let mcp = format!(
+            "{}{limits}  drain: {{ deadline: 10m }}\n",
+            route(&[self.address])
+        );
+        ProxyProcess::listening("      h2c: true\n", &mcp, &[]).await
+    }
+
+    /// Asks through `proxy`, and waits until all requests are here. The first 1,000 have a connection
+    /// each; those beyond are streams of HTTP/2, as there are not descriptors for any number.
     async fn ask(&self, proxy: &ProxyProcess) -> Vec<tokio::task::JoinHandle<String>> {
-        let number = std::env::var("IN_FLIGHT").map_or(1000, |number| number.parse().unwrap());
-        let client = reqwest::Client::new();
-        let ask = |number: u32| {
-            let request = client.post(proxy.url("/mcp"));
-            let request = request.header("x-number", number);
-            tokio::spawn(async move { request.send().await.unwrap().text().await.unwrap() })
-        };
+        let number = std::env::var("IN_FLIGHT").map_or(2000, |number| number.parse().unwrap());
+        rlimit::increase_nofile_limit(u64::MAX).unwrap();
+        let http_1 = reqwest::Client::new();
+        let mut http_2 = Http2::connect(proxy.address).await;
         let mut asked = Vec::new();
         // A step at a time, as the system refuses more connections at once than its queue holds.
         for start in (0..number).step_by(STEP) {
             let step = start..number.min(start + STEP as u32);
             let arrived = self.arrived.acquire_many(step.len() as u32);
-            asked.extend(step.map(ask));
+            for number in step {
+                if number < OVER_HTTP_1 {
+                    let request = http_1.post(proxy.url("/mcp")).header("x-number", number);
+                    let answer = async { request.send().await.unwrap().text().await.unwrap() };
+                    asked.push(tokio::spawn(answer));
+                    continue;
+                }
+                if number % STREAMS == 0 {
+                    http_2 = Http2::connect(proxy.address).await;
+                }
+                let request = http_2.post().header("x-number", number).body(()).unwrap();
+                let mut sending = http_2.send.clone().ready().await.unwrap();
+                let (answer, _) = sending.send_request(request, true).unwrap();
+                asked.push(tokio::spawn(async {
+                    let body = rest(answer.await.unwrap().into_body()).await;
+                    String::from_utf8(body).unwrap()
+                }));
+            }
             let arrived = within("all requests at the backend", arrived).await;
             arrived.unwrap().forget();
         }
@@ -262,3 +288,8 @@ async fn until_refused(proxy: &ProxyProcess) {
 }
 
 const STEP: usize = 500;
+
+const OVER_HTTP_1: u32 = 1000;
+
+/// Of an HTTP/2 connection, as many as the proxy allows.
+const STREAMS: u32 = 100;
