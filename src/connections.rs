@@ -1,13 +1,16 @@
-//! Connections of clients: how many there may be, and how long one may take to send a header.
+//! Connections of clients: how many there may be, and how long one may take for its TLS handshake and
+//! to send a header.
 //!
-//! Pingora bounds neither: it accepts without end, and its read timeout starts anew with each byte.
-//! So each connection is wrapped in one that counts, and that knows when a header is awaited.
+//! Pingora bounds none of these: it accepts without end, gives each handshake a minute, and its read
+//! timeout starts anew with each byte. So the handshake is made here, and each connection is wrapped in
+//! one that counts, and that knows when a header is awaited.
 
+use std::future::ready;
 use std::io::{self, Cursor};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{self, Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,6 +30,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::limits::{Bound, ClientLimits, ClientTimeouts, Held};
+use crate::listener::{Handshakes, Listeners};
 use crate::load::Load;
 use crate::rejection::Rejection;
 use crate::setting::Most;
@@ -34,6 +38,7 @@ use crate::setting::Most;
 /// An HTTP application behind the bounds of its clients' connections.
 pub struct Connections<A> {
     app: Arc<Watched<A>>,
+    handshakes: Handshakes,
     load: Load,
     refusing: Arc<Bound>,
     timeouts: ClientTimeouts,
@@ -41,11 +46,19 @@ pub struct Connections<A> {
 }
 
 impl<A> Connections<A> {
-    /// `app` with these limits, its connections counted in `load`. It must call
-    /// [`begin`](crate::proxy::begin) for each request, or a body counts as more of the header.
-    pub fn new(app: A, load: Load, timeouts: ClientTimeouts, limits: &ClientLimits) -> Self {
+    /// `app` with these limits, its connections counted in `load`, and the TLS of `listeners`, which
+    /// Pingora is to listen on without. It must call [`begin`](crate::proxy::begin) for each request,
+    /// or a body counts as more of the header.
+    pub fn new(
+        app: A,
+        listeners: &Listeners,
+        load: Load,
+        timeouts: ClientTimeouts,
+        limits: &ClientLimits,
+    ) -> Self {
         Self {
             app: Arc::new(Watched(Arc::new(app))),
+            handshakes: Handshakes::of(listeners),
             load,
             refusing: Arc::new(Bound::new(MOST_REFUSALS)),
             timeouts,
@@ -53,15 +66,38 @@ impl<A> Connections<A> {
         }
     }
 
+    /// The connection after its TLS handshake, if that is made and in time.
+    async fn shake_hands(&self, stream: Stream) -> Option<Stream> {
+        let digest = stream.get_socket_digest();
+        let limit = self.timeouts.tls_handshake.0;
+        let failure = match timeout(limit, self.handshakes.accept(stream)).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("not within {limit:?}"),
+        };
+        let client = digest.as_ref().and_then(|digest| digest.peer_addr());
+        let client = client.map_or_else(|| "a client".to_owned(), ToString::to_string);
+        log::info!("TLS handshake failed: {client}: {failure}");
+        None
+    }
+
     /// Answers a connection whose request is not read, and closes it.
-    async fn refuse(&self, mut stream: Stream, rejection: Rejection) {
+    async fn refuse(&self, stream: impl Future<Output = Option<Stream>>, rejection: Rejection) {
         log::debug!("connection refused: {}", rejection.name());
         self.load.note_refused_connection(rejection);
-        let is_http_1 = !matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
-        if let (Some(_held), true) = (self.refusing.hold(), is_http_1) {
-            // What fails is that the client is gone.
-            let _ = timeout(REFUSAL_LIMIT, last_words(&mut stream, rejection)).await;
-        }
+        let Some(_held) = self.refusing.hold() else {
+            return;
+        };
+        let refusal = async {
+            let mut stream = stream.await?;
+            let is_http_1 = !matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+            if is_http_1 {
+                // What fails is that the client is gone.
+                last_words(&mut stream, rejection).await.ok()?;
+            }
+            Some(())
+        };
+        let _ = timeout(REFUSAL_LIMIT, refusal).await;
     }
 }
 
@@ -73,9 +109,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let Some(held) = self.load.connections.hold() else {
-            self.refuse(stream, Rejection::ConnectionsFull).await;
+            let rejection = Rejection::ConnectionsFull;
+            self.refuse(self.shake_hands(stream), rejection).await;
             return None;
         };
+        let stream = self.shake_hands(stream).await?;
         let (give_up, given_up) = oneshot::channel();
         let stream = ClientStream {
             is_http_2: matches!(stream.selected_alpn_proto(), Some(ALPN::H2)),
@@ -93,7 +131,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         tokio::select! {
             // First, as what has been given up looks closed to the application.
             biased;
-            Ok((stream, rejection)) = given_up => self.refuse(stream, rejection).await,
+            Ok((stream, rejection)) = given_up => self.refuse(ready(Some(stream)), rejection).await,
             _ = self.app.process_new(Box::new(stream), shutdown) => {}
         }
         None
@@ -219,7 +257,7 @@ impl ClientStream {
         let before = buffer.filled().len();
         match self.poll_stream(context, buffer) {
             Poll::Pending => {
-                ready!(self.deadline.as_mut().poll(context));
+                task::ready!(self.deadline.as_mut().poll(context));
                 match self.is_awaited(Awaited::Byte) {
                     // For who reads, the client has closed.
                     true => Poll::Ready(Ok(())),

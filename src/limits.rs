@@ -14,7 +14,9 @@ use crate::setting::{Count, Limit, Most, Period, Size};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientTimeouts {
-    /// From a new connection to the first byte of its first request.
+    /// The TLS handshake of a new connection.
+    pub tls_handshake: Period,
+    /// From a new connection, its TLS handshake done, to the first byte of its first request.
     pub first_byte: Period,
     /// From the first byte of a request to the end of its header.
     pub header: Period,
@@ -32,6 +34,7 @@ pub struct ClientTimeouts {
 impl Default for ClientTimeouts {
     fn default() -> Self {
         Self {
+            tls_handshake: Period(Duration::from_secs(10)),
             first_byte: Period(Duration::from_secs(30)),
             header: Period(Duration::from_secs(10)),
             body: Limit(Some(Duration::from_secs(60))),

@@ -2,7 +2,11 @@
 
 use std::net::SocketAddr;
 
+use pingora_core::listeners::tls::Acceptor;
 use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::l4::stream::Stream as TcpStream;
+use pingora_core::{Error, ErrorType, Result};
 use serde::{Deserialize, Deserializer};
 
 use crate::backend::tcp_keepalive;
@@ -30,15 +34,20 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// For `add_listener` of a service of Pingora's.
+    /// For `add_listener` of a service of your own around the gateway. The TLS handshake is Pingora's
+    /// there, with its limit of 60 s.
     pub fn endpoint(&self) -> ListenerConfig {
-        let mut socket = TcpSocketOptions::default();
-        socket.tcp_keepalive = Some(tcp_keepalive());
-        let endpoint = ListenerConfig::tcp(self.address.to_string()).tcp_socket_options(socket);
         match &self.tls {
-            Some(tls) => endpoint.tls(tls.settings()),
-            None => endpoint,
+            Some(tls) => self.socket().tls(tls.settings()),
+            None => self.socket(),
         }
+    }
+
+    /// The same without the TLS, which [`Handshakes`] adds.
+    pub(crate) fn socket(&self) -> ListenerConfig {
+        let mut options = TcpSocketOptions::default();
+        options.tcp_keepalive = Some(tcp_keepalive());
+        ListenerConfig::tcp(self.address.to_string()).tcp_socket_options(options)
     }
 }
 
@@ -51,6 +60,57 @@ impl Listeners {
     /// Whether those without TLS speak HTTP/2.
     pub(crate) fn speak_h2c(&self) -> bool {
         self.0.iter().any(|listener| listener.h2c)
+    }
+}
+
+/// The TLS handshakes of some listeners, where a connection still is as its socket gave it: Pingora's
+/// own are neither counted nor limited as configured.
+pub(crate) struct Handshakes(Vec<(SocketAddr, Acceptor)>);
+
+impl Handshakes {
+    pub(crate) fn of(listeners: &Listeners) -> Self {
+        let acceptor = |listener: &Listener| {
+            let tls = listener.tls.as_ref()?;
+            Some((listener.address, tls.settings().build()))
+        };
+        Self(listeners.iter().filter_map(acceptor).collect())
+    }
+
+    /// `stream` after its handshake, or as it is where its listener has no TLS.
+    ///
+    /// # Errors
+    /// The handshake fails.
+    pub(crate) async fn accept(&self, stream: Stream) -> Result<Stream> {
+        let Some(acceptor) = self.acceptor(&stream)? else {
+            return Ok(stream);
+        };
+        let Ok(tcp) = stream.into_any().downcast::<TcpStream>() else {
+            return Error::e_explain(ErrorType::InternalError, "the connection is no socket's");
+        };
+        Ok(Box::new(acceptor.tls_handshake(*tcp).await?))
+    }
+
+    /// By the address that the client has connected to: the listener's own, or one of all where that
+    /// is what the listener has. A system has no two listeners for one.
+    fn acceptor(&self, stream: &Stream) -> Result<Option<&Acceptor>> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let digest = stream.get_socket_digest();
+        let Some(local) = digest.as_ref().and_then(|digest| digest.local_addr()) else {
+            return Error::e_explain(ErrorType::InternalError, "where it came in is not known");
+        };
+        let Some(local) = local.as_inet() else {
+            return Ok(None);
+        };
+        let is_here = |listener: &SocketAddr| {
+            let is_all = listener.ip().is_unspecified() && listener.is_ipv4() == local.is_ipv4();
+            listener.port() == local.port() && (is_all || listener.ip() == local.ip())
+        };
+        let mut all = self.0.iter();
+        Ok(all
+            .find(|(listener, _)| is_here(listener))
+            .map(|(_, tls)| tls))
     }
 }
 

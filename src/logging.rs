@@ -28,7 +28,7 @@ impl Log for Discreet {
         }
         if is_failed_handshake(record) {
             let mut told = Record::builder();
-            told.level(Level::Info).target("pingora_mcp::tls");
+            told.level(Level::Info).target("pingora_mcp::connections");
             self.0.log(&told.args(*record.args()).build());
         } else {
             self.0.log(record);
@@ -40,12 +40,8 @@ impl Log for Discreet {
     }
 }
 
-/// An error to Pingora: of TLS, and of HTTP/2 above it. It is a client's, and nobody must act.
+/// An error to Pingora, of HTTP/2. It is a client's, and nobody must act.
 fn is_failed_handshake(record: &Record<'_>) -> bool {
-    let begins = |text| record.args().to_string().starts_with(text);
-    match record.target() {
-        "pingora_core::services::listening" => begins("Downstream handshake"),
-        "pingora_core::apps" => begins("H2 handshake error"),
-        _ => false,
-    }
+    record.target() == "pingora_core::apps"
+        && record.args().to_string().starts_with("H2 handshake error")
 }

@@ -122,7 +122,7 @@ fn application(
     options.h2_idle_timeout = Some(timeouts.keep_alive.0);
     proxy.server_options = Some(options);
     proxy.h2_options = Some(h2_options(&limits));
-    Connections::new(proxy, load, timeouts, &limits)
+    Connections::new(proxy, listeners, load, timeouts, &limits)
 }
 
 /// Pingora's own, which a new set would be without, and what is bounded here. One upload that its
@@ -138,7 +138,7 @@ fn h2_options(limits: &ClientLimits) -> H2Options {
 
 fn listen<A>(service: &mut Service<A>, listeners: &Listeners) {
     for listener in listeners.iter() {
-        service.add_listener(listener.endpoint());
+        service.add_listener(listener.socket());
     }
 }
 

@@ -13,7 +13,7 @@ use pingora_mcp::Settings;
 use support::process::ProxyProcess;
 use support::tls::{Authority, Files, TlsBackend, TlsClient, listener, next};
 use support::wire::Wire;
-use support::{Backend, Proxy, header, post, route, within};
+use support::{Backend, Proxy, header, post, raw_in_turn, route, until, unused_address, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -169,6 +169,73 @@ async fn a_stalled_handshake_holds_no_other_up() {
         .http2(proxy.address, "localhost")
         .await;
     assert_eq!(client.send(client.post(), INITIALIZE).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_stalled_handshake_is_given_up_when_its_time_is_up() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let limits = "  timeouts: { tls_handshake: 200ms, first_byte: 10m }\n";
+    let proxy = Proxy::listening(&listener(&[&own], None), &(route(&[NOBODY]) + limits));
+    for sent in [0, 40] {
+        let mut stalled = TcpStream::connect(proxy.address).await.unwrap();
+        stalled.write_all(&client_hello(3)[..sent]).await.unwrap();
+        let read = within("the end", stalled.read(&mut [0])).await;
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    }
+    until("the end of both", || proxy.load.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_counts_from_before_its_handshake() {
+    let authority = Authority::new();
+    let backend = Backend::with_session("id").await;
+    let own = authority.issue("own", &["localhost"]);
+    let limits = "  limits: { max_connections: 1 }\n";
+    let routes = route(&[backend.address]) + limits;
+    let proxy = Proxy::listening(&listener(&[&own], None), &routes);
+    let stalled = TcpStream::connect(proxy.address).await.unwrap();
+    until("its count", || proxy.load.connections() == 1).await;
+    let client = TlsClient::trusting(&authority);
+    let told = client.raw(proxy.address, REQUEST).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+    assert!(told.contains("urn:pingora-mcp:problem:connections-full"));
+
+    drop(stalled);
+    until("a free connection", || proxy.load.connections() == 0).await;
+    let answer = client.raw(proxy.address, REQUEST).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn each_listener_has_its_own_tls_or_none() {
+    let authority = Authority::new();
+    let backend = Backend::with_session("id").await;
+    let own = authority.issue("own", &["localhost"]);
+    let of_all = authority.issue("all", &["localhost"]);
+    let (all, plain) = (unused_address(), unused_address());
+    let keys = [
+        listener(&[&own], None),
+        format!("    - address: 0.0.0.0:{}\n", all.port()),
+        listener(&[&of_all], None),
+        format!("    - address: {plain}\n"),
+    ];
+    let routes = route(&[backend.address]);
+    let proxy = ProxyProcess::listening(&keys.concat(), &routes, &[]).await;
+    let client = TlsClient::trusting(&authority);
+    for (address, files) in [(proxy.address, own), (all, of_all)] {
+        let shown = client.certificate_of(address, "localhost").await;
+        assert_eq!(shown, files.chain()[0]);
+        // Nothing is served there without.
+        let mut without = TcpStream::connect(address).await.unwrap();
+        without.write_all(REQUEST.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = within("the end", without.read_to_end(&mut answer)).await;
+        assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    }
+    let answers = raw_in_turn(plain, &[REQUEST]).await;
+    assert!(answers[0].starts_with("HTTP/1.1 200 OK\r\n"), "{answers:?}");
+    assert_eq!(backend.seen().len(), 1);
 }
 
 #[tokio::test]
@@ -526,13 +593,13 @@ async fn a_handshake_that_fails_is_told_and_no_error() {
     let proxy = ProxyProcess::listening(&keys, &route(&[NOBODY]), &[]).await;
     let client = TlsClient::trusting(&authority);
     assert!(client.raw(proxy.address, REQUEST).await.is_err());
-    let told = "INFO  pingora_mcp::tls] Downstream handshake error from 127.0.0.1:";
+    let told = "INFO  pingora_mcp::connections] TLS handshake failed: 127.0.0.1:";
     within("a line on the handshake", logged(&proxy, told)).await;
     within("its reason", logged(&proxy, "peer sent no certificates")).await;
     // One that leaves where HTTP/2 would begin, as browsers do that connect in advance.
     let client = client.with(&authority.issue("client", &["client"]));
     drop(client.connect(proxy.address, "localhost").await.unwrap());
-    let told = "INFO  pingora_mcp::tls] H2 handshake error";
+    let told = "INFO  pingora_mcp::connections] H2 handshake error";
     within("a line on the end", logged(&proxy, told)).await;
     assert!(!proxy.log().contains("ERROR"), "{}", proxy.log());
 }
