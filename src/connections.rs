@@ -137,7 +137,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         None
     }
 
+    /// Called once nothing is listened on any more. Pingora then closes the connections that are
+    /// idle, also one on which a request is on its way: those are given a moment to arrive, to be
+    /// answered with `Connection: close`.
     async fn cleanup(&self) {
+        let _ = timeout(LAST_REQUESTS, self.load.connections.emptied()).await;
         self.app.cleanup().await;
     }
 }
@@ -456,6 +460,9 @@ const MOST_REFUSALS: Most = Most(Some(64));
 
 /// How long a client may take to hear that it is refused.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long idle connections are kept open after the listeners have closed.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// Pingora's word for a connection that is kept without a limit.
 const WITHOUT_LIMIT: u64 = 0;

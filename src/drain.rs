@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::apps::ServerApp;
-use pingora_core::protocols::Stream;
 use pingora_core::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::listening::Service;
 use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
@@ -28,8 +27,6 @@ pub struct Drain {
     begun: watch::Sender<bool>,
     /// Whether a new process has the listening sockets.
     handed_over: watch::Sender<bool>,
-    /// Clients' connections that are open.
-    open: watch::Sender<usize>,
     load: Load,
     /// Where a new process takes the listening sockets over, and the sockets.
     upgrade_sock: String,
@@ -58,7 +55,7 @@ impl Default for DrainSettings {
 }
 
 impl Drain {
-    /// Of a server whose streams are in `load`, and that hands its sockets over at `upgrade_sock`: its
+    /// Of a server whose connections are in `load`, and that hands its sockets over at `upgrade_sock`: its
     /// own `sockets`, or without them those that Pingora has.
     pub fn new(
         settings: DrainSettings,
@@ -70,7 +67,6 @@ impl Drain {
             settings,
             begun: watch::Sender::new(false),
             handed_over: watch::Sender::new(false),
-            open: watch::Sender::new(0),
             load,
             upgrade_sock,
             sockets: sockets.map(OnceLock::from).unwrap_or_default(),
@@ -82,21 +78,15 @@ impl Drain {
         self.begun.subscribe()
     }
 
-    /// Returns when no client is connected any more.
-    async fn emptied(&self) {
-        let mut open = self.open.subscribe();
-        // The sender is `self`'s, so that it lives.
-        let _ = open.wait_for(|open| *open == 0).await;
-    }
-
     /// Returns when all that is under way has finished, or, of the streams, has been ended.
     async fn finished(&self) {
         // Before the deadline, which breaks off what is left.
         let deadline = self.settings.deadline.0;
         let streams_after = self.settings.streams_after.0.min(deadline / 2);
-        if timeout(streams_after, self.emptied()).await.is_err() {
+        let emptied = || self.load.connections.emptied();
+        if timeout(streams_after, emptied()).await.is_err() {
             self.load.end_streams();
-            self.emptied().await;
+            emptied().await;
         }
     }
 
@@ -142,13 +132,13 @@ impl ShutdownSignalWatch for Signals {
         let deadline = drain.settings.deadline.0;
         log::info!(
             "ending: waiting at most {deadline:?} for {} connections",
-            *drain.open.borrow()
+            drain.load.connections()
         );
         drain.begun.send_replace(true);
         tokio::select! {
             _ = interrupt.recv() => (),
             finished = timeout(deadline, drain.finished()) => if finished.is_err() {
-                log::warn!("ending with {} connections open", *drain.open.borrow());
+                log::warn!("ending with {} connections open", drain.load.connections());
             },
         }
         ShutdownSignal::FastShutdown
@@ -162,22 +152,16 @@ pub struct Drained<A> {
     drain: Arc<Drain>,
 }
 
-impl<A> Drained<Counted<A>> {
-    /// Serves `app` on what is added to [`service`](Self::service), until the drain begins.
-    pub fn new(name: &str, app: A, drain: Arc<Drain>) -> Self {
-        let counted = Counted {
-            app: Arc::new(app),
-            drain: Arc::clone(&drain),
-        };
+impl<A> Drained<A> {
+    /// Serves until the drain begins, which waits for the connections in its load.
+    pub fn new(service: Service<A>, drain: Arc<Drain>) -> Self {
         Self {
-            service: Service::new(name.to_owned(), counted),
+            service,
             closes: drain.begun(),
             drain,
         }
     }
-}
 
-impl<A> Drained<A> {
     /// Serves to the end of the process, or until a new one listens in its place. Nothing waits for
     /// its connections.
     pub fn to_the_end(service: Service<A>, drain: Arc<Drain>) -> Self {
@@ -186,11 +170,6 @@ impl<A> Drained<A> {
             closes: drain.handed_over.subscribe(),
             drain,
         }
-    }
-
-    /// The service, to add listeners to.
-    pub fn service(&mut self) -> &mut Service<A> {
-        &mut self.service
     }
 }
 
@@ -226,47 +205,6 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceWithDependents for Drained<A> 
     }
 }
 
-/// An application whose connections are counted, so that their end can be waited for.
-pub struct Counted<A> {
-    app: Arc<A>,
-    drain: Arc<Drain>,
-}
-
-#[async_trait]
-impl<A: ServerApp + Send + Sync + 'static> ServerApp for Counted<A> {
-    async fn process_new(
-        self: &Arc<Self>,
-        stream: Stream,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
-        let _open = OpenConnection::new(&self.drain.open);
-        self.app.process_new(stream, shutdown).await
-    }
-
-    /// Called once nothing is listened on any more. Pingora then closes the connections that are
-    /// idle, also one on which a request is on its way: those are given a moment to arrive, to be
-    /// answered with `Connection: close`.
-    async fn cleanup(&self) {
-        let _ = timeout(LAST_REQUESTS, self.drain.emptied()).await;
-        self.app.cleanup().await;
-    }
-}
-
-struct OpenConnection<'d>(&'d watch::Sender<usize>);
-
-impl<'d> OpenConnection<'d> {
-    fn new(open: &'d watch::Sender<usize>) -> Self {
-        open.send_modify(|open| *open += 1);
-        Self(open)
-    }
-}
-
-impl Drop for OpenConnection<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|open| *open -= 1);
-    }
-}
-
 fn listen(kind: SignalKind) -> Option<Signal> {
     let listened = signal(kind);
     listened
@@ -276,6 +214,3 @@ fn listen(kind: SignalKind) -> Option<Signal> {
 
 /// How long a new process has to begin, while both take connections. As long as Pingora's own.
 const HANDOVER: Duration = Duration::from_secs(5);
-
-/// How long idle connections are kept open after the listeners have closed.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);

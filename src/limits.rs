@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::Notify;
 
 use crate::setting::{Count, Limit, Most, Period, Size};
 
@@ -77,22 +78,29 @@ impl Default for ClientLimits {
 /// How many there are of something, and how many there may be.
 #[derive(Debug)]
 pub struct Bound {
-    held: Arc<AtomicUsize>,
+    count: Arc<Counter>,
     most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Counter {
+    held: AtomicUsize,
+    /// Notified when nothing is held any more.
+    emptied: Notify,
 }
 
 impl Bound {
     /// Nothing is held yet.
     pub fn new(most: Most) -> Self {
         Self {
-            held: Arc::default(),
+            count: Arc::default(),
             most: most.0.unwrap_or(usize::MAX),
         }
     }
 
     /// Goes on with what `former` counts.
     pub(crate) fn succeed(&mut self, former: &Self) {
-        self.held = Arc::clone(&former.held);
+        self.count = Arc::clone(&former.count);
     }
 
     /// One more, until what is returned is dropped. `None` where there are as many as there may be.
@@ -102,18 +110,32 @@ impl Bound {
 
     /// How many are held now.
     pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        self.count.held.load(Ordering::Relaxed)
+    }
+
+    /// Returns when nothing is held.
+    pub async fn emptied(&self) {
+        loop {
+            // Hears of it from here on, so that it is not missed between the look and the wait.
+            let emptied = self.count.emptied.notified();
+            if self.held() == 0 {
+                return;
+            }
+            emptied.await;
+        }
     }
 
     /// Counts one more if there may be. Each must [`leave`](Self::leave).
     pub(crate) fn enter(&self) -> bool {
         let more = |held| (held < self.most).then_some(held + 1);
         let order = Ordering::Relaxed;
-        self.held.fetch_update(order, order, more).is_ok()
+        self.count.held.fetch_update(order, order, more).is_ok()
     }
 
     pub(crate) fn leave(&self) {
-        self.held.fetch_sub(1, Ordering::Relaxed);
+        if self.count.held.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.count.emptied.notify_waiters();
+        }
     }
 }
 

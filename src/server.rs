@@ -74,10 +74,8 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
         pingora.add_service(Drained::to_the_end(service, Arc::clone(&drain)));
     }
     let proxy = McpProxy::new(gateway).with_observer(observer);
-    let proxy = application(&pingora.configuration, proxy, &listeners);
-    let mut service = Drained::new(SERVICE, proxy, Arc::clone(&drain));
-    listen(service.service(), &listeners);
-    pingora.add_service(service);
+    let service = proxy_service(&pingora.configuration, proxy, &listeners);
+    pingora.add_service(Drained::new(service, Arc::clone(&drain)));
     log::info!("{summary}");
     pingora.run(RunArgs {
         shutdown_signal: Box::new(Signals(drain)),
@@ -101,18 +99,7 @@ pub fn proxy_service(
     proxy: impl Into<McpProxy>,
     listeners: &Listeners,
 ) -> Service<Connections<HttpProxy<McpProxy>>> {
-    let proxy = application(conf, proxy.into(), listeners);
-    let mut service = Service::new(SERVICE.to_owned(), proxy);
-    listen(&mut service, listeners);
-    service
-}
-
-/// The proxy behind the bounds of its clients' connections.
-fn application(
-    conf: &Arc<ServerConf>,
-    proxy: McpProxy,
-    listeners: &Listeners,
-) -> Connections<HttpProxy<McpProxy>> {
+    let proxy = proxy.into();
     let gateway = proxy.gateway();
     let (timeouts, limits) = (*gateway.timeouts(), *gateway.limits());
     let load = gateway.load().clone();
@@ -122,7 +109,12 @@ fn application(
     options.h2_idle_timeout = Some(timeouts.keep_alive.0);
     proxy.server_options = Some(options);
     proxy.h2_options = Some(h2_options(&limits));
-    Connections::new(proxy, listeners, load, timeouts, &limits)
+    let proxy = Connections::new(proxy, listeners, load, timeouts, &limits);
+    let mut service = Service::new(SERVICE.to_owned(), proxy);
+    for listener in listeners.iter() {
+        service.add_listener(listener.socket());
+    }
+    service
 }
 
 /// Pingora's own, which a new set would be without, and what is bounded here. One upload that its
@@ -134,12 +126,6 @@ fn h2_options(limits: &ClientLimits) -> H2Options {
     options.max_concurrent_streams(H2_STREAMS);
     options.initial_connection_window_size(H2_STREAMS * H2_STREAM_WINDOW);
     options
-}
-
-fn listen<A>(service: &mut Service<A>, listeners: &Listeners) {
-    for listener in listeners.iter() {
-        service.add_listener(listener.socket());
-    }
 }
 
 /// Reads the files of certificates and keys again when they change: those of `listeners`, and those
