@@ -6,6 +6,7 @@
 //! watch that its [`Drained`] services listen to, and tells Pingora to end when they are empty.
 
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,7 +16,7 @@ use pingora_core::services::listening::Service;
 use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::load::Load;
@@ -91,10 +92,28 @@ impl Drain {
     }
 
     /// Gives the listening sockets to a new process.
-    fn hand_over(&self) -> Result<(), String> {
+    async fn hand_over(&self) -> Result<(), String> {
         let sockets = self.sockets.get().ok_or("nothing is listened on yet")?;
-        let sent = sockets.lock().send_to_sock(self.upgrade_sock.as_str());
+        let (sockets, upgrade_sock) = (Arc::clone(sockets), self.upgrade_sock.clone());
+        let (told, outcome) = oneshot::channel();
+        // Pingora sleeps until the new process is there. A thread of its own, as the end of a runtime
+        // would wait for one of the runtime's.
+        thread::spawn(move || told.send(sockets.lock().send_to_sock(upgrade_sock.as_str())));
+        let sent = outcome.await.map_err(|error| error.to_string())?;
         sent.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Gives the listening sockets to a new process and returns when that has begun, with `false` if
+    /// there is none: to end then would leave nobody at all.
+    async fn is_succeeded(&self) -> bool {
+        if let Err(error) = self.hand_over().await {
+            log::error!("no new process took the sockets over: {error}");
+            return false;
+        }
+        log::info!("listening sockets handed over");
+        sleep(HANDOVER).await;
+        self.handed_over.send_replace(true);
+        true
     }
 }
 
@@ -117,15 +136,13 @@ impl ShutdownSignalWatch for Signals {
             tokio::select! {
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
                 _ = terminate.recv() => break,
-                _ = quit.recv() => match drain.hand_over() {
-                    Ok(()) => {
-                        log::info!("listening sockets handed over");
-                        sleep(HANDOVER).await;
-                        drain.handed_over.send_replace(true);
-                        break;
-                    }
-                    // Nobody took them: to end now would leave nobody at all.
-                    Err(error) => log::error!("no new process took the sockets over: {error}"),
+                _ = quit.recv() => {}
+            }
+            tokio::select! {
+                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = terminate.recv() => break,
+                succeeded = drain.is_succeeded() => if succeeded {
+                    break;
                 },
             }
         }

@@ -142,6 +142,21 @@ async fn an_upgrade_that_nobody_takes_over_changes_nothing() {
     assert_eq!(support::ask(&proxy.url("/mcp"), &id).await.status(), 200);
 }
 
+#[tokio::test]
+async fn signals_are_heard_while_a_new_process_is_waited_for() {
+    let backend = Backend::with_session("id").await;
+    for signal in ["TERM", "INT"] {
+        let mut proxy = ProxyProcess::start(&route(&[backend.address])).await;
+        open_session(&proxy.url("/mcp")).await;
+        proxy.signal("QUIT");
+        assert!(proxy.until(|log| log.contains("server not ready")).await);
+        proxy.signal(signal);
+        assert_eq!(proxy.ended().await, Some(0));
+        let log = proxy.log();
+        assert!(!log.contains("no new process took"), "{signal}: {log}");
+    }
+}
+
 /// 2,000 requests are at the backend when the signal comes; `IN_FLIGHT=10000` takes another number.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_under_way_is_lost_across_sigterm() {
