@@ -118,13 +118,18 @@ impl Drain {
 }
 
 /// Hears the process's signals, and says when it may end.
-pub struct Signals(pub Arc<Drain>);
+pub struct Signals {
+    /// What ends by them.
+    pub drain: Arc<Drain>,
+    /// Logged once they are heard: before, each would end the process at once.
+    pub started: String,
+}
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     /// Always a fast shutdown: what had to be waited for has been.
     async fn recv(&self) -> ShutdownSignal {
-        let Self(drain) = self;
+        let drain = &self.drain;
         let (Some(mut interrupt), Some(mut terminate), Some(mut quit)) = (
             listen(SignalKind::interrupt()),
             listen(SignalKind::terminate()),
@@ -132,6 +137,7 @@ impl ShutdownSignalWatch for Signals {
         ) else {
             return ShutdownSignal::FastShutdown;
         };
+        log::info!("{}", self.started);
         loop {
             tokio::select! {
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,

@@ -44,7 +44,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     };
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
-    let summary = summary(&mcp);
+    let started = summary(&mcp);
     fit_connections(&mut mcp.limits, &pingora.configuration);
     let (listeners, sessions, admin) = (
         mcp.listeners.clone(),
@@ -76,9 +76,8 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let proxy = McpProxy::new(gateway).with_observer(observer);
     let service = proxy_service(&pingora.configuration, proxy, &listeners);
     pingora.add_service(Drained::new(service, Arc::clone(&drain)));
-    log::info!("{summary}");
     pingora.run(RunArgs {
-        shutdown_signal: Box::new(Signals(drain)),
+        shutdown_signal: Box::new(Signals { drain, started }),
     });
     if let Some(access_log) = access_log {
         access_log.flush();

@@ -240,8 +240,7 @@ impl Stage {
         let admin = unused_address();
         mcp += "  timeouts: { first_byte: 1s, header: 1s, body: 500ms, write: 1s, drain: 200ms }\n";
         mcp += &format!("  admin: {{ address: {admin} }}\n");
-        let mut proxy = ProxyProcess::start(&mcp).await;
-        proxy.until_listening(admin).await;
+        let proxy = ProxyProcess::start(&mcp).await;
 
         let mut bystanders = Vec::new();
         for (number, listener) in listeners.into_iter().enumerate() {
