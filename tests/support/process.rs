@@ -1,5 +1,6 @@
 //! The built binary as a process of its own, and other programs that a test needs beside it.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -30,7 +31,7 @@ impl ProxyProcess {
     /// its address.
     pub async fn listening(keys: &str, mcp: &str, environment: &[(&str, &str)]) -> Self {
         let command = || {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
+            let mut command = Command::new(binary());
             command.env_remove("RUST_LOG");
             command.envs(environment.iter().copied());
             command
@@ -43,7 +44,7 @@ impl ProxyProcess {
         let limited = format!("ulimit -n {most} && ulimit -S -n 64 && exec \"$0\" \"$@\"");
         let command = || {
             let mut command = Command::new("sh");
-            command.args(["-c", &limited, env!("CARGO_BIN_EXE_pingora-mcp")]);
+            command.args(["-c", &limited]).arg(binary());
             command
         };
         Self::run("", mcp, command).await
@@ -109,7 +110,7 @@ impl ProxyProcess {
     /// Starts a proxy that takes the listening sockets over from this one, which then is to be
     /// sent SIGQUIT.
     pub fn successor(&self) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
+        let mut command = Command::new(binary());
         command.arg("-u").arg("-c").arg(&self.configuration);
         Self {
             address: self.address,
@@ -235,6 +236,13 @@ impl Drop for Program {
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.output);
     }
+}
+
+/// The built binary, or the one that `PINGORA_MCP` names: that of a release, whose memory and pace
+/// are others.
+fn binary() -> OsString {
+    let built = env!("CARGO_BIN_EXE_pingora-mcp");
+    std::env::var_os("PINGORA_MCP").unwrap_or_else(|| built.into())
 }
 
 fn document(address: SocketAddr, keys: &str, mcp: &str) -> String {
