@@ -3,13 +3,18 @@
 //! the short 400 that may tell of a lost session and, on a route with a policy, the message that it
 //! judges.
 
+use std::io::{Cursor, Write};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+use http::{header, request};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_core::ErrorType::InvalidHTTPHeader;
+use pingora_core::OrErr;
 
 use crate::backend::{Backend, CLAIMS};
 use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
@@ -324,32 +329,33 @@ impl Gateway {
         let Some(uri) = route.backend_uri(&request.uri, backend) else {
             return pingora_core::Error::e_explain(NO_ROUTE, "the path does not fit the backend");
         };
-        remove_lookalikes(request, backend);
-        forwarded(request, &exchange.connection)?;
-        join_cookies(request)?;
+        let host = host_header(request);
+        let mut parts = take_parts(request);
+        parts.uri = uri;
+        let headers = &mut parts.headers;
+        remove_lookalikes(headers, backend);
+        join_cookies(headers)?;
         if route.host == HostHeader::Backend {
-            request.insert_header(header::HOST, backend.host().clone())?;
+            headers.insert(header::HOST, backend.host().clone());
         }
-        request.set_uri(uri);
         match &exchange.session {
-            Some(session) => {
-                request.insert_header(MCP_SESSION_ID, session.binding.session.to_header())?;
-            }
-            None => {
-                request.remove_header(&MCP_SESSION_ID);
-            }
-        }
-        if matches!(exchange.call, Call::Post | Call::Listen) && accepts_anything(&request.headers)
-        {
-            request.insert_header(header::ACCEPT, HeaderValue::from_static(POST_ACCEPT))?;
+            Some(session) => headers.insert(MCP_SESSION_ID, session.binding.session.to_header()),
+            None => headers.remove(MCP_SESSION_ID),
+        };
+        if matches!(exchange.call, Call::Post | Call::Listen) && accepts_anything(headers) {
+            headers.insert(header::ACCEPT, HeaderValue::from_static(POST_ACCEPT));
         }
         if exchange.call == Call::Discover && route.public_url.is_some() {
             // A compressed document could not be rewritten.
-            request.remove_header(&header::ACCEPT_ENCODING);
+            headers.remove(header::ACCEPT_ENCODING);
         }
+        // Where the map is full, also a header that takes another's place makes it grow: this comes
+        // after those that do.
+        forwarded(headers, host, &exchange.connection);
         for (name, value) in backend.headers() {
-            request.insert_header(name.clone(), value.clone())?;
+            headers.insert(name, value.clone());
         }
+        *request = parts.into();
         Ok(())
     }
 
@@ -728,43 +734,59 @@ fn has_only(headers: &HeaderMap, name: HeaderName, value: &[u8]) -> bool {
         && values.next().is_none()
 }
 
+/// Takes the header apart, and leaves an empty one. What is made of the parts has lost the case of
+/// its names, which means nothing (RFC 9110 5.1): Pingora keeps it in a second map, and each header
+/// that is added there costs four allocations.
+fn take_parts(request: &mut RequestHeader) -> request::Parts {
+    let (empty, ()) = Request::new(()).into_parts();
+    std::mem::replace(request, empty.into()).into()
+}
+
 /// Removes what a CGI or WSGI backend, to which `_` in a name is `-` (RFC 3875 4.1.18), would take
 /// for a header that is set or decided by here. Any other name with `_` passes, as a parameter of
 /// a tool (`Mcp-Param-user_id`) may have one.
-fn remove_lookalikes(request: &mut RequestHeader, backend: &Backend) {
+fn remove_lookalikes(headers: &mut HeaderMap, backend: &Backend) {
     let is_lookalike = |name: &&HeaderName| {
         name.as_str().contains('_') && backend.is_reserved(&name.as_str().replace('_', "-"))
     };
-    while let Some(name) = request.headers.keys().find(is_lookalike).cloned() {
-        request.remove_header(&name);
+    while let Some(name) = headers.keys().find(is_lookalike).cloned() {
+        headers.remove(name);
     }
 }
 
-/// Says who asked. What the client claims of it is not passed on.
-fn forwarded(request: &mut RequestHeader, connection: &Connection) -> pingora_core::Result<()> {
+/// Says who asked, and for which `host`. What the client claims of it is not passed on.
+fn forwarded(headers: &mut HeaderMap, host: Option<HeaderValue>, connection: &Connection) {
     for claim in CLAIMS {
-        request.remove_header(claim);
+        headers.remove(claim);
     }
     match connection.client {
-        Some(client) => request.insert_header(X_FORWARDED_FOR, client.to_string())?,
-        None => drop(request.remove_header(&X_FORWARDED_FOR)),
-    }
+        Some(client) => headers.insert(X_FORWARDED_FOR, address(client)),
+        None => headers.remove(X_FORWARDED_FOR),
+    };
     let scheme = if connection.tls { "https" } else { "http" };
-    request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(scheme))?;
-    match host_header(request) {
-        Some(host) => request.insert_header(X_FORWARDED_HOST, host)?,
-        None => drop(request.remove_header(&X_FORWARDED_HOST)),
-    }
-    Ok(())
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    match host {
+        Some(host) => headers.insert(X_FORWARDED_HOST, host),
+        None => headers.remove(X_FORWARDED_HOST),
+    };
+}
+
+fn address(client: IpAddr) -> HeaderValue {
+    const LONGEST: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
+    let mut text = Cursor::new([0; LONGEST]);
+    write!(text, "{client}").expect("it is no longer than the longest");
+    let length = text.position() as usize;
+    HeaderValue::from_bytes(&text.get_ref()[..length]).expect("an address is ASCII")
 }
 
 /// HTTP/2 may bring cookies apart, HTTP/1.1 takes one header (RFC 9113 8.2.3).
-fn join_cookies(request: &mut RequestHeader) -> pingora_core::Result<()> {
-    let crumbs = request.headers.get_all(header::COOKIE).iter();
-    let crumbs: Vec<_> = crumbs.map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1 {
-        let joined = crumbs.join(&b"; "[..]);
-        request.insert_header(header::COOKIE, joined)?;
+fn join_cookies(headers: &mut HeaderMap) -> pingora_core::Result<()> {
+    let crumbs = headers.get_all(header::COOKIE);
+    if crumbs.iter().nth(1).is_some() {
+        let crumbs: Vec<_> = crumbs.iter().map(HeaderValue::as_bytes).collect();
+        let joined = HeaderValue::try_from(crumbs.join(&b"; "[..]));
+        let joined = joined.or_err(InvalidHTTPHeader, "the cookies cannot be joined")?;
+        headers.insert(header::COOKIE, joined);
     }
     Ok(())
 }
