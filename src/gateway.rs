@@ -814,16 +814,28 @@ pub(crate) fn authority(request: &RequestHeader) -> Option<&str> {
 /// which is Pingora's; the backend's CORS policy, as two in one answer are an error to a browser;
 /// what the backend runs on, and where else it is reached.
 fn remove_private(response: &mut ResponseHeader) {
-    let options = response.headers.get_all(header::CONNECTION).iter();
-    let options = options.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    let nominated: Vec<_> = options
-        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
-        .filter(|name| !matches!(*name, header::CONTENT_LENGTH | header::TRANSFER_ENCODING))
-        .collect();
-    let is_dropped = |name: &&HeaderName| is_private(name) || nominated.contains(name);
-    while let Some(name) = response.headers.keys().find(is_dropped).cloned() {
+    while let Some(name) = private_name(&response.headers).cloned() {
         response.remove_header(&name);
     }
+    response.remove_header(&header::CONNECTION);
+}
+
+/// The first name of what is not the client's, but for `Connection`, which names others.
+fn private_name(headers: &HeaderMap) -> Option<&HeaderName> {
+    let connection = headers.get_all(header::CONNECTION);
+    let is_nominated = |name: &HeaderName| {
+        let options = connection.iter().map(HeaderValue::as_bytes);
+        let mut options = options.flat_map(|value| value.split(|byte| *byte == b','));
+        options.any(|option| {
+            name.as_str()
+                .as_bytes()
+                .eq_ignore_ascii_case(option.trim_ascii())
+        })
+    };
+    headers.keys().find(|name| match **name {
+        header::CONNECTION | header::CONTENT_LENGTH | header::TRANSFER_ENCODING => false,
+        _ => is_private(name) || is_nominated(name),
+    })
 }
 
 fn is_private(name: &HeaderName) -> bool {
@@ -836,7 +848,6 @@ fn is_private(name: &HeaderName) -> bool {
             | "access-control-expose-headers"
             | "access-control-max-age"
             | "alt-svc"
-            | "connection"
             | "keep-alive"
             | "proxy-authenticate"
             | "proxy-connection"
