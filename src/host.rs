@@ -43,14 +43,12 @@ impl HostPolicy {
         if self.allowed.is_empty() && reach == Reach::Network {
             return true;
         }
-        let Ok(authority) = authority.parse::<Authority>() else {
-            return false;
-        };
-        if reach == Reach::Loopback && is_loopback(authority.host()) {
+        let host = without_port(authority);
+        if reach == Reach::Loopback && is_loopback(host) {
             return true;
         }
         let mut allowed = self.allowed.iter();
-        allowed.any(|HostName(name)| name.eq_ignore_ascii_case(authority.host()))
+        allowed.any(|HostName(name)| name.eq_ignore_ascii_case(host))
     }
 }
 
@@ -72,6 +70,14 @@ impl TryFrom<Text> for HostName {
             Ok(authority) if authority.host() == name => Ok(Self(name)),
             _ => Err("not a host name: expected one without scheme, port or path"),
         }
+    }
+}
+
+/// What is no host is left as it is, and equal to none.
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
     }
 }
 
@@ -119,6 +125,9 @@ mod tests {
             "10.0.0.1",
             "",
             "[::1",
+            "user@localhost",
+            "localhost:80:80",
+            "localhost:port",
         ] {
             assert!(!policy.allows(Some(host), Reach::Loopback), "{host}");
         }
