@@ -147,7 +147,8 @@ impl ProxyHttp for ApiKeyProxy {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        self.gateway.to_client(response, exchange)
+        self.gateway.to_client(response, exchange);
+        Ok(())
     }
 
     /// Before anything was sent, another backend may have the request.

@@ -57,47 +57,36 @@ impl CorsPolicy {
     }
 
     /// Adds what every answer carries, whoever gave it.
-    ///
-    /// # Errors
-    /// Pingora refuses a header; it does not, as each is a constant or was a header before.
-    pub fn apply(
-        &self,
-        grant: &OriginGrant,
-        answer: &mut ResponseHeader,
-    ) -> pingora_core::Result<()> {
+    pub fn apply(&self, grant: &OriginGrant, answer: &mut HeaderMap) {
         let allowed_origin = match (&self.origins, grant) {
             (Origins::Any, OriginGrant::NotAsked | OriginGrant::Granted(_)) => {
                 HeaderValue::from_static("*")
             }
             (Origins::Loopback | Origins::Listed(_), OriginGrant::Granted(origin)) => {
-                add_vary(answer, "Origin")?;
+                answer.append(header::VARY, HeaderValue::from_static("Origin"));
                 origin.clone()
             }
             (Origins::Loopback | Origins::Listed(_), OriginGrant::NotAsked)
             | (Origins::Loopback | Origins::Listed(_) | Origins::Any, OriginGrant::Denied) => {
-                return add_vary(answer, "Origin");
+                answer.append(header::VARY, HeaderValue::from_static("Origin"));
+                return;
             }
         };
-        answer.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed_origin)?;
-        answer.insert_header(
-            header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static(EXPOSED_HEADERS),
-        )?;
+        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed_origin);
+        let exposed = HeaderValue::from_static(EXPOSED_HEADERS);
+        answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
         if self.credentials {
-            answer.insert_header(
-                header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-                HeaderValue::from_static("true"),
-            )?;
+            let credentials = HeaderValue::from_static("true");
+            answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, credentials);
         }
-        Ok(())
     }
 
     /// The answer to `OPTIONS`, but for what [`apply`](Self::apply) adds to every answer.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply).
+    /// Pingora refuses a header; it does not, as each is a constant or made of header names.
     pub fn preflight(&self, request: &HeaderMap) -> pingora_core::Result<ResponseHeader> {
-        let mut answer = ResponseHeader::build(http::StatusCode::OK, Some(12))?;
+        let mut answer = ResponseHeader::build_no_case(http::StatusCode::OK, Some(12))?;
         answer.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
         answer.insert_header(header::ALLOW, HeaderValue::from_static(ALLOWED_METHODS))?;
         answer.insert_header(
@@ -262,11 +251,6 @@ fn allowed_headers(request: &HeaderMap) -> HeaderValue {
         }
     }
     HeaderValue::try_from(allowed).unwrap_or(HeaderValue::from_static(REQUEST_HEADERS))
-}
-
-fn add_vary(answer: &mut ResponseHeader, name: &'static str) -> pingora_core::Result<()> {
-    answer.append_header(header::VARY, HeaderValue::from_static(name))?;
-    Ok(())
 }
 
 fn is_loopback_origin(origin: &HeaderValue) -> bool {

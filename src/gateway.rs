@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
-use http::{header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{header, request, response};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::ErrorType::InvalidHTTPHeader;
 use pingora_core::OrErr;
@@ -330,7 +330,7 @@ impl Gateway {
             return pingora_core::Error::e_explain(NO_ROUTE, "the path does not fit the backend");
         };
         let host = host_header(request);
-        let mut parts = take_parts(request);
+        let mut parts = take_request(request);
         parts.uri = uri;
         let headers = &mut parts.headers;
         remove_lookalikes(headers, backend);
@@ -549,40 +549,32 @@ impl Gateway {
     }
 
     /// Completes an answer for the client, whoever gave it.
-    ///
-    /// # Errors
-    /// Pingora refuses a header; it does not, as each is a constant or was a header before.
-    pub fn to_client(
-        &self,
-        response: &mut ResponseHeader,
-        exchange: &Exchange,
-    ) -> pingora_core::Result<()> {
+    pub fn to_client(&self, response: &mut ResponseHeader, exchange: &Exchange) {
         if response.status.is_informational() {
-            return Ok(());
+            return;
         }
+        let mut parts = take_response(response);
+        let headers = &mut parts.headers;
         match &exchange.rules {
-            Some(rules) => rules.cors.apply(&exchange.origin, response)?,
-            None => self.rules.load().cors.apply(&exchange.origin, response)?,
+            Some(rules) => rules.cors.apply(&exchange.origin, headers),
+            None => self.rules.load().cors.apply(&exchange.origin, headers),
         }
         if let Some(id) = exchange.client_session() {
-            response.insert_header(MCP_SESSION_ID, id.to_header())?;
+            headers.insert(MCP_SESSION_ID, id.to_header());
         }
-        if is_event_stream(&response.headers) {
-            if !response.headers.contains_key(header::CACHE_CONTROL) {
-                let no_transform = HeaderValue::from_static("no-cache, no-transform");
-                response.insert_header(header::CACHE_CONTROL, no_transform)?;
-            }
-            if !response.headers.contains_key(X_ACCEL_BUFFERING) {
-                response.insert_header(X_ACCEL_BUFFERING, HeaderValue::from_static("no"))?;
-            }
+        if is_event_stream(headers) {
+            let no_transform = HeaderValue::from_static("no-cache, no-transform");
+            headers.entry(header::CACHE_CONTROL).or_insert(no_transform);
+            let no = HeaderValue::from_static("no");
+            headers.entry(X_ACCEL_BUFFERING).or_insert(no);
         }
-        Ok(())
+        *response = parts.into();
     }
 
     /// The answer to a request that was admitted as [`Admission::Preflight`].
     ///
     /// # Errors
-    /// As [`to_client`](Self::to_client).
+    /// As [`CorsPolicy::preflight`](crate::cors::CorsPolicy::preflight).
     pub fn preflight(&self, request: &RequestHeader) -> pingora_core::Result<ResponseHeader> {
         self.rules.load().cors.preflight(&request.headers)
     }
@@ -737,9 +729,16 @@ fn has_only(headers: &HeaderMap, name: HeaderName, value: &[u8]) -> bool {
 /// Takes the header apart, and leaves an empty one. What is made of the parts has lost the case of
 /// its names, which means nothing (RFC 9110 5.1): Pingora keeps it in a second map, and each header
 /// that is added there costs four allocations.
-fn take_parts(request: &mut RequestHeader) -> request::Parts {
+fn take_request(request: &mut RequestHeader) -> request::Parts {
     let (empty, ()) = Request::new(()).into_parts();
     std::mem::replace(request, empty.into()).into()
+}
+
+/// The same of an answer, which loses its reason phrase too: that is not for clients to go by, and
+/// HTTP/2 has none (RFC 9112 4).
+fn take_response(response: &mut ResponseHeader) -> response::Parts {
+    let (empty, ()) = Response::new(()).into_parts();
+    std::mem::replace(response, empty.into()).into()
 }
 
 /// Removes what a CGI or WSGI backend, to which `_` in a name is `-` (RFC 3875 4.1.18), would take

@@ -209,7 +209,8 @@ impl ProxyHttp for McpProxy {
         if !response.status.is_informational() {
             self.observer.answered(exchange);
         }
-        self.gateway.to_client(response, exchange)
+        self.gateway.to_client(response, exchange);
+        Ok(())
     }
 
     async fn fail_to_proxy(
@@ -331,7 +332,7 @@ pub async fn respond(
     mut header: ResponseHeader,
     body: Bytes,
 ) -> Result<()> {
-    gateway.to_client(&mut header, exchange)?;
+    gateway.to_client(&mut header, exchange);
     // Pingora reads what is left of the request's body, unless the client waits to be asked for it.
     let waits = session.req_header().headers.contains_key(EXPECT);
     session.set_close_on_response_before_downstream_finish(waits);
