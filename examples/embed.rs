@@ -64,8 +64,12 @@ impl ProxyHttp for ApiKeyProxy {
         Exchange::default()
     }
 
-    async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
-        begin(&self.gateway, session);
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        begin(&self.gateway, session, exchange);
         Ok(())
     }
 

@@ -81,6 +81,8 @@ impl From<Config> for Rules {
             routes: config.routes,
             cors: config.cors,
             hosts: config.allowed_hosts,
+            timeouts: config.timeouts,
+            limits: config.limits,
         }
     }
 }

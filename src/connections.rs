@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::http::ServerSession;
-use pingora_core::protocols::http::v2::server::H2Options;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::{SslDigest, TlsRef};
 use pingora_core::protocols::{
@@ -29,7 +29,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use crate::limits::{Bound, ClientLimits, ClientTimeouts, Held};
+use crate::gateway::Gateway;
+use crate::limits::{Bound, ClientTimeouts, Held};
 use crate::listener::{Handshakes, Listeners};
 use crate::load::Load;
 use crate::rejection::Rejection;
@@ -37,39 +38,30 @@ use crate::setting::Most;
 
 /// An HTTP application behind the bounds of its clients' connections.
 pub struct Connections<A> {
-    app: Arc<Watched<A>>,
+    app: Arc<A>,
     handshakes: Handshakes,
+    gateway: Arc<Gateway>,
     load: Load,
     refusing: Arc<Bound>,
-    timeouts: ClientTimeouts,
-    max_header_size: u64,
 }
 
 impl<A> Connections<A> {
-    /// `app` with these limits, its connections counted in `load`, and the TLS of `listeners`, which
-    /// Pingora is to listen on without. It must call [`begin`](crate::proxy::begin) for each request,
-    /// or a body counts as more of the header.
-    pub fn new(
-        app: A,
-        listeners: &Listeners,
-        load: Load,
-        timeouts: ClientTimeouts,
-        limits: &ClientLimits,
-    ) -> Self {
+    /// `app` with the limits that `gateway` has when a connection begins, counted in its load, and
+    /// the TLS of `listeners`, which Pingora is to listen on without. It must call
+    /// [`begin`](crate::proxy::begin) for each request, or a body counts as more of the header.
+    pub fn new(app: A, listeners: &Listeners, gateway: Arc<Gateway>) -> Self {
         Self {
-            app: Arc::new(Watched(Arc::new(app))),
+            app: Arc::new(app),
             handshakes: Handshakes::of(listeners),
-            load,
+            load: gateway.load().clone(),
+            gateway,
             refusing: Arc::new(Bound::new(MOST_REFUSALS)),
-            timeouts,
-            max_header_size: limits.max_header_size.0,
         }
     }
 
     /// The connection after its TLS handshake, if that is made and in time.
-    async fn shake_hands(&self, stream: Stream) -> Option<Stream> {
+    async fn shake_hands(&self, stream: Stream, limit: Duration) -> Option<Stream> {
         let digest = stream.get_socket_digest();
-        let limit = self.timeouts.tls_handshake.0;
         let failure = match timeout(limit, self.handshakes.accept(stream)).await {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) => error.to_string(),
@@ -108,12 +100,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
+        // Not the rules themselves: a connection that stays open would keep them, too.
+        let (timeouts, max_header_size) = {
+            let rules = self.gateway.rules();
+            (rules.timeouts, rules.limits.max_header_size.0)
+        };
         let Some(held) = self.load.connections.hold() else {
-            let rejection = Rejection::ConnectionsFull;
-            self.refuse(self.shake_hands(stream), rejection).await;
+            let stream = self.shake_hands(stream, timeouts.tls_handshake.0);
+            self.refuse(stream, Rejection::ConnectionsFull).await;
             return None;
         };
-        let stream = self.shake_hands(stream).await?;
+        let stream = self.shake_hands(stream, timeouts.tls_handshake.0).await?;
+        let app = Watched::new(&self.app, timeouts.keep_alive.0, max_header_size);
+        let app = Arc::new(app);
         let (give_up, given_up) = oneshot::channel();
         let stream = ClientStream {
             is_http_2: matches!(stream.selected_alpn_proto(), Some(ALPN::H2)),
@@ -121,10 +120,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
             peeked: Bytes::new(),
             awaited: AtomicU8::new(Awaited::Request as u8),
             received: 0,
-            deadline: Box::pin(sleep(self.timeouts.first_byte.0)),
-            idle: self.timeouts.first_byte.0,
-            timeouts: self.timeouts,
-            max_header_size: self.max_header_size,
+            deadline: Box::pin(sleep(timeouts.first_byte.0)),
+            idle: timeouts.first_byte.0,
+            timeouts,
+            max_header_size,
             give_up: Some(give_up),
             _held: held,
         };
@@ -132,7 +131,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
             // First, as what has been given up looks closed to the application.
             biased;
             Ok((stream, rejection)) = given_up => self.refuse(ready(Some(stream)), rejection).await,
-            _ = self.app.process_new(Box::new(stream), shutdown) => {}
+            _ = app.process_new(Box::new(stream), shutdown) => {}
         }
         None
     }
@@ -142,12 +141,29 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
     /// answered with `Connection: close`.
     async fn cleanup(&self) {
         let _ = timeout(LAST_REQUESTS, self.load.connections.emptied()).await;
-        self.app.cleanup().await;
+        self.app.http_cleanup().await;
     }
 }
 
-/// Tells the connection before each request that its header is awaited.
-struct Watched<A>(Arc<A>);
+/// Tells the connection before each request that its header is awaited. Each connection has its own,
+/// as Pingora asks it for what HTTP/2 limits.
+struct Watched<A> {
+    app: Arc<A>,
+    options: HttpServerOptions,
+    max_header_size: u64,
+}
+
+impl<A: HttpServerApp> Watched<A> {
+    fn new(app: &Arc<A>, keep_alive: Duration, max_header_size: u64) -> Self {
+        let mut options = app.server_options().cloned().unwrap_or_default();
+        options.h2_idle_timeout = Some(keep_alive);
+        Self {
+            app: Arc::clone(app),
+            options,
+            max_header_size,
+        }
+    }
+}
 
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Watched<A> {
@@ -169,19 +185,21 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Watched<A> {
                 session.set_keepalive(Some(WITHOUT_LIMIT));
             }
         }
-        self.0.process_new_http(session, shutdown)
+        self.app.process_new_http(session, shutdown)
     }
 
     fn h2_options(&self) -> Option<H2Options> {
-        self.0.h2_options()
+        let mut options = self.app.h2_options().unwrap_or_else(default_h2_options);
+        options.max_header_list_size(self.max_header_size.try_into().unwrap_or(u32::MAX));
+        Some(options)
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
-        self.0.server_options()
+        Some(&self.options)
     }
 
     async fn http_cleanup(&self) {
-        self.0.http_cleanup().await;
+        self.app.http_cleanup().await;
     }
 }
 

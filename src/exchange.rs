@@ -28,8 +28,9 @@ use crate::streams::OpenStream;
 pub struct Exchange {
     // Written when the request's header has come, where somebody observes.
     pub(crate) arrived: Option<Instant>,
-    // Written by `admit`.
+    // Written by `begin`, or else by `admit`.
     pub(crate) rules: Option<Arc<Rules>>,
+    // Written by `admit`.
     pub(crate) connection: Connection,
     pub(crate) origin: OriginGrant,
     pub(crate) route: Option<Arc<Route>>,

@@ -21,7 +21,7 @@ use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
 use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
-use crate::limits::{ClientLimits, ClientTimeouts};
+use crate::limits::ClientLimits;
 use crate::load::Load;
 use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
 use crate::mcp::method::SUBSCRIPTIONS_LISTEN;
@@ -49,8 +49,6 @@ use crate::session::{Binding, Opened, SessionStore, StoreError};
 pub struct Gateway {
     rules: ArcSwap<Rules>,
     store: Arc<dyn SessionStore>,
-    timeouts: ClientTimeouts,
-    limits: ClientLimits,
     load: Load,
 }
 
@@ -71,18 +69,18 @@ impl Gateway {
     /// A gateway that goes by `rules` and keeps its sessions in `store`.
     pub fn new(rules: Rules, store: Arc<dyn SessionStore>) -> Self {
         Self {
+            load: Load::new(&rules.limits),
             rules: ArcSwap::from_pointee(rules),
             store,
-            timeouts: ClientTimeouts::default(),
-            limits: ClientLimits::default(),
-            load: Load::new(&ClientLimits::default()),
         }
     }
 
     /// Goes by `rules` from the next request on. Requests that are under way end as they began,
-    /// and sessions stay, but for those whose route or backend is there no more.
+    /// and sessions stay, but for those whose route or backend is there no more. So do connections
+    /// and streams, also where fewer may be opened now.
     pub fn replace(&self, mut rules: Rules) {
         rules.succeed(&self.rules.load());
+        self.load.limit(&rules.limits);
         self.rules.store(Arc::new(rules));
     }
 
@@ -96,27 +94,12 @@ impl Gateway {
         &*self.store
     }
 
-    /// Gives clients these limits in place of the default ones.
-    pub fn with_limits(self, timeouts: ClientTimeouts, limits: ClientLimits) -> Self {
-        Self {
-            timeouts,
-            limits,
-            load: Load::new(&limits),
-            ..self
-        }
+    /// What the request of `exchange` goes by, from its beginning to its end.
+    pub(crate) fn rules_of<'e>(&self, exchange: &'e mut Exchange) -> &'e Arc<Rules> {
+        exchange.rules.get_or_insert_with(|| self.rules.load_full())
     }
 
-    /// How long a client may take.
-    pub fn timeouts(&self) -> &ClientTimeouts {
-        &self.timeouts
-    }
-
-    /// How much clients may have.
-    pub fn limits(&self) -> &ClientLimits {
-        &self.limits
-    }
-
-    /// How much they have now. Each clone shows the same.
+    /// How much clients have now. Each clone shows the same.
     pub fn load(&self) -> &Load {
         &self.load
     }
@@ -132,7 +115,8 @@ impl Gateway {
         exchange: &mut Exchange,
     ) -> Result<Admission, Rejection> {
         exchange.connection = connection;
-        let rules = self.rules.load_full();
+        let known = exchange.rules.take();
+        let rules = known.unwrap_or_else(|| self.rules.load_full());
         let admitted = self.examine(&rules, request, exchange).await;
         exchange.rules = Some(rules);
         exchange.rejection = admitted.err();
@@ -154,7 +138,7 @@ impl Gateway {
             return Err(Rejection::HostForbidden);
         }
         has_one_meaning(request)?;
-        if self.is_header_too_large(&request.headers) {
+        if is_header_too_large(&request.headers, &rules.limits) {
             return Err(Rejection::HeaderTooLarge);
         }
         // Before the path is looked at: a page cannot read that it is wrong unless the preflight
@@ -190,7 +174,11 @@ impl Gateway {
         }
         if matches!(exchange.call, Call::Get | Call::Listen) {
             let session = exchange.session.as_ref().map(|session| session.id);
-            let stream = self.load.streams.open(session, route.max_stream_age)?;
+            let most = rules.limits.max_streams_per_session;
+            let stream = self
+                .load
+                .streams
+                .open(session, most, route.max_stream_age)?;
             exchange.stream = Some(stream);
         }
         let Some(policy) = exchange.policy() else {
@@ -537,17 +525,6 @@ impl Gateway {
         Ok(SessionOutcome::Opened(id))
     }
 
-    fn is_header_too_large(&self, headers: &HeaderMap) -> bool {
-        // What separates a name from its value, and ends the line.
-        const AROUND: usize = ": \r\n".len();
-        let lines = headers.iter();
-        let size: usize = lines
-            .map(|(name, value)| name.as_str().len() + value.len() + AROUND)
-            .sum();
-        headers.len() as u64 > self.limits.max_headers.0
-            || size as u64 > self.limits.max_header_size.0
-    }
-
     /// Completes an answer for the client, whoever gave it.
     pub fn to_client(&self, response: &mut ResponseHeader, exchange: &Exchange) {
         if response.status.is_informational() {
@@ -692,6 +669,16 @@ fn is_discovery(path: &str) -> bool {
 fn is_listen(request: &RequestHeader) -> bool {
     let method = request.headers.get(MCP_METHOD);
     request.method == Method::POST && method.is_some_and(|name| name == SUBSCRIPTIONS_LISTEN)
+}
+
+fn is_header_too_large(headers: &HeaderMap, limits: &ClientLimits) -> bool {
+    // What separates a name from its value, and ends the line.
+    const AROUND: usize = ": \r\n".len();
+    let lines = headers.iter();
+    let size: usize = lines
+        .map(|(name, value)| name.as_str().len() + value.len() + AROUND)
+        .sum();
+    headers.len() as u64 > limits.max_headers.0 || size as u64 > limits.max_header_size.0
 }
 
 /// Refuses what a backend might read in another way than this proxy.

@@ -75,11 +75,27 @@ impl Default for ClientLimits {
     }
 }
 
+impl ClientLimits {
+    /// Takes no more connections than this process has descriptors for.
+    pub(crate) fn fit(&mut self, fitting: Most) {
+        let (Most(wanted), Most(Some(most))) = (self.max_connections, fitting) else {
+            return;
+        };
+        if wanted.is_some_and(|wanted| wanted <= most) {
+            return;
+        }
+        if wanted.is_some() {
+            log::warn!("max_connections is {most}: there are descriptors for no more");
+        }
+        self.max_connections = fitting;
+    }
+}
+
 /// How many there are of something, and how many there may be.
 #[derive(Debug)]
 pub struct Bound {
     count: Arc<Counter>,
-    most: usize,
+    most: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -94,8 +110,13 @@ impl Bound {
     pub fn new(most: Most) -> Self {
         Self {
             count: Arc::default(),
-            most: most.0.unwrap_or(usize::MAX),
+            most: AtomicUsize::new(number(most)),
         }
+    }
+
+    /// Lets there be `most` from now on. What is held beyond it stays.
+    pub(crate) fn limit(&self, most: Most) {
+        self.most.store(number(most), Ordering::Relaxed);
     }
 
     /// Goes on with what `former` counts.
@@ -127,8 +148,9 @@ impl Bound {
 
     /// Counts one more if there may be. Each must [`leave`](Self::leave).
     pub(crate) fn enter(&self) -> bool {
-        let more = |held| (held < self.most).then_some(held + 1);
         let order = Ordering::Relaxed;
+        let most = self.most.load(order);
+        let more = |held| (held < most).then_some(held + 1);
         self.count.held.fetch_update(order, order, more).is_ok()
     }
 
@@ -147,4 +169,8 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.0.leave();
     }
+}
+
+fn number(most: Most) -> usize {
+    most.0.unwrap_or(usize::MAX)
 }

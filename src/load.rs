@@ -21,8 +21,14 @@ impl Load {
         Self {
             connections: Arc::new(Bound::new(limits.max_connections)),
             refused: Arc::default(),
-            streams: Arc::new(Streams::new(limits)),
+            streams: Arc::new(Streams::new(limits.max_streams)),
         }
+    }
+
+    /// Bounds it by `limits` from now on. What is held beyond them stays.
+    pub(crate) fn limit(&self, limits: &ClientLimits) {
+        self.connections.limit(limits.max_connections);
+        self.streams.limit(limits.max_streams);
     }
 
     /// Open connections of clients.

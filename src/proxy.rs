@@ -85,7 +85,7 @@ impl ProxyHttp for McpProxy {
         exchange: &mut Exchange,
     ) -> Result<()> {
         self.observer.arrived(exchange);
-        begin(&self.gateway, session);
+        begin(&self.gateway, session, exchange);
         Ok(())
     }
 
@@ -253,9 +253,9 @@ impl ProxyHttp for McpProxy {
 }
 
 /// Gives a request whose header has come its limits, for `ProxyHttp::early_request_filter`.
-pub fn begin(gateway: &Gateway, session: &mut Session) {
+pub fn begin(gateway: &Gateway, session: &mut Session, exchange: &mut Exchange) {
     header_arrived(session.as_downstream());
-    let timeouts = gateway.timeouts();
+    let timeouts = &gateway.rules_of(exchange).timeouts;
     // A connection that the client wants closed stays so.
     if session.get_keepalive().is_some() {
         let seconds = timeouts.keep_alive.0.as_secs_f64().ceil();

@@ -14,17 +14,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, ConfigError, Settings};
 use crate::drain::DrainSettings;
 use crate::gateway::Gateway;
-use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::listener::Listeners;
 use crate::metrics::MetricsSettings;
 use crate::observe::{AccessLogSettings, AdminSettings};
 use crate::session::SessionSettings;
+use crate::setting::Most;
 
 /// Has a running gateway go by a configuration file that has changed: by all of it but [`Fixed`].
 #[derive(Debug)]
 pub struct Reload {
     file: PathBuf,
     fixed: Fixed,
+    fitting: Most,
     gateway: Arc<Gateway>,
     /// Whether SIGHUP has come, also before there was a runtime to hear it.
     asked: Arc<AtomicBool>,
@@ -36,8 +37,6 @@ pub struct Reload {
 pub struct Fixed {
     listeners: Listeners,
     sessions: SessionSettings,
-    timeouts: ClientTimeouts,
-    limits: ClientLimits,
     drain: DrainSettings,
     admin: AdminSettings,
     metrics: MetricsSettings,
@@ -47,9 +46,15 @@ pub struct Fixed {
 }
 
 impl Reload {
-    /// For a server that was started by what stands in `file`, `fixed` of it, and that serves
-    /// `gateway`. From here on SIGHUP does not end the process.
-    pub fn new(file: impl Into<PathBuf>, fixed: Fixed, gateway: Arc<Gateway>) -> Self {
+    /// For a server that was started by what stands in `file`, `fixed` of it, that has descriptors
+    /// for `fitting` connections, and that serves `gateway`. From here on SIGHUP does not end the
+    /// process.
+    pub fn new(
+        file: impl Into<PathBuf>,
+        fixed: Fixed,
+        fitting: Most,
+        gateway: Arc<Gateway>,
+    ) -> Self {
         let file = file.into();
         let asked = Arc::default();
         if let Err(error) = signal_hook::flag::register(SIGHUP, Arc::clone(&asked)) {
@@ -59,6 +64,7 @@ impl Reload {
             // A server in the background changes its directory.
             file: std::path::absolute(&file).unwrap_or(file),
             fixed,
+            fitting,
             gateway,
             asked,
         }
@@ -70,8 +76,9 @@ impl Reload {
     /// # Errors
     /// The first thing that is wrong with the file; then nothing has changed.
     pub fn reload(&self) -> Result<Vec<&'static str>, ConfigError> {
-        let Settings { server, mcp } = Settings::load(&self.file)?;
+        let Settings { server, mut mcp } = Settings::load(&self.file)?;
         let kept = self.fixed.differences(&Fixed::of(&server, &mcp));
+        mcp.limits.fit(self.fitting);
         self.gateway.replace(mcp.into());
         Ok(kept)
     }
@@ -110,8 +117,6 @@ impl Fixed {
         Self {
             listeners: mcp.listeners.clone(),
             sessions: mcp.sessions.clone(),
-            timeouts: mcp.timeouts,
-            limits: mcp.limits,
             drain: mcp.drain,
             admin: mcp.admin.clone(),
             metrics: mcp.metrics,
@@ -124,8 +129,6 @@ impl Fixed {
         let differences = [
             (self.listeners != other.listeners, "mcp.listeners"),
             (self.sessions != other.sessions, "mcp.sessions"),
-            (self.timeouts != other.timeouts, "mcp.timeouts"),
-            (self.limits != other.limits, "mcp.limits"),
             (self.drain != other.drain, "mcp.drain"),
             (self.admin != other.admin, "mcp.admin"),
             (self.metrics != other.metrics, "mcp.metrics"),

@@ -2,9 +2,10 @@
 
 use crate::cors::CorsPolicy;
 use crate::host::HostPolicy;
+use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::route::RouteTable;
 
-/// Where requests may go, and who may send them. A request goes by one set of rules from its
+/// Where requests may go, who may send them, and what they may take. A request goes by one set of rules from its
 /// beginning to its end.
 #[derive(Debug)]
 pub struct Rules {
@@ -14,6 +15,10 @@ pub struct Rules {
     pub cors: CorsPolicy,
     /// Names by which clients may address this server.
     pub hosts: HostPolicy,
+    /// How long clients may take.
+    pub timeouts: ClientTimeouts,
+    /// How much clients may have.
+    pub limits: ClientLimits,
 }
 
 impl Rules {

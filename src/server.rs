@@ -17,7 +17,6 @@ use crate::config::{Config, Settings};
 use crate::connections::Connections;
 use crate::drain::{Drain, Drained, Signals};
 use crate::gateway::Gateway;
-use crate::limits::ClientLimits;
 use crate::listener::Listeners;
 use crate::metrics::Metrics;
 use crate::observe::{AccessLog, Admin, Observer};
@@ -45,7 +44,8 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
     let started = summary(&mcp);
-    fit_connections(&mut mcp.limits, &pingora.configuration);
+    let fitting = fitting_connections(&pingora.configuration);
+    mcp.limits.fit(fitting);
     let (listeners, sessions, admin) = (
         mcp.listeners.clone(),
         mcp.sessions.clone(),
@@ -58,7 +58,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     };
     let gateway = Arc::new(gateway(mcp));
     if let Some(file) = file {
-        let reload = Reload::new(file, fixed, Arc::clone(&gateway));
+        let reload = Reload::new(file, fixed, fitting, Arc::clone(&gateway));
         pingora.add_service(background_service("reload", reload));
     }
     let watch = certificate_watch(&listeners, Arc::clone(&gateway));
@@ -88,8 +88,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
 /// The gateway that `config` describes, with its sessions in memory.
 pub fn gateway(config: Config) -> Gateway {
     let store = Arc::new(MemoryStore::new(config.sessions.clone()));
-    let (timeouts, limits) = (config.timeouts, config.limits);
-    Gateway::new(config.into(), store).with_limits(timeouts, limits)
+    Gateway::new(config.into(), store)
 }
 
 /// The proxy as a service on `listeners`, to host in a Pingora server of your own.
@@ -99,16 +98,13 @@ pub fn proxy_service(
     listeners: &Listeners,
 ) -> Service<Connections<HttpProxy<McpProxy>>> {
     let proxy = proxy.into();
-    let gateway = proxy.gateway();
-    let (timeouts, limits) = (*gateway.timeouts(), *gateway.limits());
-    let load = gateway.load().clone();
+    let gateway = Arc::clone(proxy.gateway());
     let mut proxy = http_proxy(conf, proxy);
     let mut options = HttpServerOptions::default();
     options.h2c = listeners.speak_h2c();
-    options.h2_idle_timeout = Some(timeouts.keep_alive.0);
     proxy.server_options = Some(options);
-    proxy.h2_options = Some(h2_options(&limits));
-    let proxy = Connections::new(proxy, listeners, load, timeouts, &limits);
+    proxy.h2_options = Some(h2_options());
+    let proxy = Connections::new(proxy, listeners, gateway);
     let mut service = Service::new(SERVICE.to_owned(), proxy);
     for listener in listeners.iter() {
         service.add_listener(listener.socket());
@@ -119,9 +115,8 @@ pub fn proxy_service(
 /// Pingora's own, which a new set would be without, and what is bounded here. One upload that its
 /// backend does not take holds no other up: a connection may have in flight what all of its streams
 /// together may.
-fn h2_options(limits: &ClientLimits) -> H2Options {
+fn h2_options() -> H2Options {
     let mut options = default_h2_options();
-    options.max_header_list_size(limits.max_header_size.0.try_into().unwrap_or(u32::MAX));
     options.max_concurrent_streams(H2_STREAMS);
     options.initial_connection_window_size(H2_STREAMS * H2_STREAM_WINDOW);
     options
@@ -190,27 +185,21 @@ fn bind(config: &Config) -> Result<ListenFds, StartError> {
     Ok(Arc::new(sockets.into()))
 }
 
-/// Has the system give as many descriptors as it may, and takes no more connections than it gives
-/// for: each has one, and its request another one to the backend.
-fn fit_connections(limits: &mut ClientLimits, conf: &ServerConf) {
+/// Has the system give as many descriptors as it may, and says for how many connections they are
+/// enough: each has one, and its request another one to the backend.
+fn fitting_connections(conf: &ServerConf) -> Most {
     let given = match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(given) => usize::try_from(given).unwrap_or(usize::MAX),
-        Err(error) => return log::warn!("the number of descriptors is not known: {error}"),
+        Err(error) => {
+            log::warn!("the number of descriptors is not known: {error}");
+            return Most(None);
+        }
     };
     let pooled = conf
         .upstream_keepalive_pool_size
         .saturating_mul(conf.threads);
     let free = given.saturating_sub(OTHER_DESCRIPTORS);
-    let fitting = free.saturating_sub(pooled) / 2;
-    match limits.max_connections {
-        Most(Some(most)) if most <= fitting => {}
-        Most(wanted) => {
-            if wanted.is_some() {
-                log::warn!("max_connections is {fitting}: {given} descriptors allow no more");
-            }
-            limits.max_connections = Most(Some(fitting.max(1)));
-        }
-    }
+    Most(Some((free.saturating_sub(pooled) / 2).max(1)))
 }
 
 /// What is listened on and what goes where, in one line.

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::backend::{Ending, Ends};
-use crate::limits::{Bound, ClientLimits, Held};
+use crate::limits::{Bound, Held};
 use crate::mcp::ClientSessionId;
 use crate::rejection::Rejection;
+use crate::setting::Most;
 
 /// Counts GET streams and subscriptions, and ends them.
 #[derive(Debug)]
@@ -15,19 +16,22 @@ pub struct Streams {
     all: Arc<Bound>,
     /// How many a session has. One that has none is not in it.
     sessions: Mutex<HashMap<ClientSessionId, usize>>,
-    most_per_session: usize,
     ending: Ending,
 }
 
 impl Streams {
-    /// No stream is open.
-    pub fn new(limits: &ClientLimits) -> Self {
+    /// No stream is open, and `most` may be.
+    pub fn new(most: Most) -> Self {
         Self {
-            all: Arc::new(Bound::new(limits.max_streams)),
+            all: Arc::new(Bound::new(most)),
             sessions: Mutex::default(),
-            most_per_session: limits.max_streams_per_session.0.unwrap_or(usize::MAX),
             ending: Ending::default(),
         }
+    }
+
+    /// Lets `most` be open from now on. What is open beyond it stays.
+    pub(crate) fn limit(&self, most: Most) {
+        self.all.limit(most);
     }
 
     /// How many are open now.
@@ -41,20 +45,22 @@ impl Streams {
         self.ending.begin();
     }
 
-    /// Counts a stream, of `session` if it is of one, that ends at the age of `max_age`.
+    /// Counts a stream, of `session` if it is of one, which may have `most`, that ends at the age of
+    /// `max_age`.
     ///
     /// # Errors
     /// There are as many as there may be.
     pub(crate) fn open(
         self: &Arc<Self>,
         session: Option<ClientSessionId>,
+        most: Most,
         max_age: Option<Duration>,
     ) -> Result<OpenStream, Rejection> {
         let held = self.all.hold().ok_or(Rejection::StreamsFull)?;
         if let Some(session) = session {
             let mut sessions = self.sessions();
             let open = sessions.entry(session).or_default();
-            if *open >= self.most_per_session {
+            if most.0.is_some_and(|most| *open >= most) {
                 return Err(Rejection::SessionStreams);
             }
             *open += 1;

@@ -5,7 +5,13 @@ mod support;
 use axum::body::Body;
 use futures::StreamExt;
 use support::process::ProxyProcess;
-use support::{Backend, answer, ask, header, initialize, open_session, post, route, within};
+use support::wire::Wire;
+use support::{
+    Backend, answer, ask, header, initialize, open_session, post, raw, route, unused_address,
+    within,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn a_reload_changes_routes_and_backends_and_keeps_sessions() {
@@ -116,6 +122,175 @@ async fn what_needs_a_restart_is_named_and_the_rest_is_taken_up() {
     );
     open_session(&proxy.url("/new")).await;
 }
+
+// --- Limits and timeouts -------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_reload_bounds_connections_anew_and_closes_none() {
+    let backend = Backend::with_session("id").await;
+    let mut proxy = ProxyProcess::start(&route(&[backend.address])).await;
+    let mut clients = [
+        Wire::connect(proxy.address).await,
+        Wire::connect(proxy.address).await,
+    ];
+    for client in &mut clients {
+        client.send(POST).await;
+        client.answer().await;
+    }
+    let fewer = route(&[backend.address]) + "  limits: { max_connections: 1 }\n";
+    proxy.reload(&fewer).await;
+    let told = raw(proxy.address, POST).await;
+    assert!(told.contains("urn:pingora-mcp:problem:connections-full"));
+    for client in &mut clients {
+        client.send(POST).await;
+        let answer = client.answer().await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    proxy.reload(&route(&[backend.address])).await;
+    assert!(raw(proxy.address, POST).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+#[cfg_attr(not(target_os = "linux"), ignore = "limits are set as its shell does")]
+async fn a_reload_too_takes_no_more_connections_than_there_are_descriptors_for() {
+    let backend = Backend::with_session("id").await;
+    let mcp = route(&[backend.address]);
+    let mut proxy =
+        ProxyProcess::with_descriptors(&(mcp.clone() + "  limits: { max_connections: 30 }\n"), 400)
+            .await;
+    assert!(!proxy.log().contains("max_connections"), "{}", proxy.log());
+    proxy
+        .reload(&(mcp + "  limits: { max_connections: 5000 }\n"))
+        .await;
+    let log = proxy.log();
+    let said = "max_connections is 36: there are descriptors for no more";
+    assert!(log.contains(said), "{log}");
+}
+
+#[tokio::test]
+async fn a_reload_bounds_streams_anew_and_ends_none() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mcp = route(&[backend.local_addr().unwrap()]);
+    let mut proxy = ProxyProcess::start(&mcp).await;
+    let mut open = Wire::connect(proxy.address).await;
+    open.send(GET).await;
+    let (mut wire, _) = Wire::accept(&backend).await;
+
+    proxy
+        .reload(&(mcp + "  limits: { max_streams: 1 }\n"))
+        .await;
+    let told = raw(proxy.address, GET).await;
+    assert!(
+        told.contains("urn:pingora-mcp:problem:streams-full"),
+        "{told}"
+    );
+    wire.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: still\n\n")
+        .await;
+    open.receive(": still\n\n").await;
+}
+
+#[tokio::test]
+async fn a_reload_bounds_the_streams_of_a_session_anew() {
+    let backend = Backend::start(|request| match request.method.as_str() {
+        "GET" => {
+            let never = futures::stream::pending::<Result<&str, String>>();
+            let events = [("content-type", "text/event-stream")];
+            answer(200, &events, Body::from_stream(never))
+        }
+        _ => answer(200, &[("mcp-session-id", "id")], ""),
+    })
+    .await;
+    let mcp = route(&[backend.address]);
+    let mut proxy = ProxyProcess::start(&mcp).await;
+    let url = proxy.url("/mcp");
+    let id = open_session(&url).await;
+    let open = async || {
+        let stream = reqwest::Client::new().get(&url);
+        let stream = stream.header("accept", "text/event-stream");
+        stream.header("mcp-session-id", &id).send().await.unwrap()
+    };
+    let _streams = [open().await, open().await];
+    let fewer = mcp + "  limits: { max_streams_per_session: 2 }\n";
+    proxy.reload(&fewer).await;
+    assert_eq!(open().await.status(), 429);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_open_gets_the_new_limits_of_a_request() {
+    let backend = Backend::with_session("id").await;
+    let mcp = route(&[backend.address]);
+    let mut proxy = ProxyProcess::start(&mcp).await;
+    let mut client = Wire::connect(proxy.address).await;
+    client.send(POST).await;
+    client.answer().await;
+
+    let stricter = "  limits: { max_headers: 3 }\n  timeouts: { body: 200ms }\n";
+    proxy.reload(&(mcp + stricter)).await;
+    let more = POST.replacen("\r\n", "\r\nX-One: 1\r\nX-Two: 2\r\n", 1);
+    client.send(&more).await;
+    let told = client.answer().await;
+    assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
+    let stalled = POST.replace("Length: 2", "Length: 3");
+    client.send(&stalled).await;
+    let told = client.answer().await;
+    assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
+}
+
+#[tokio::test]
+async fn a_new_connection_gets_the_new_limits_of_a_connection() {
+    let mcp = route(&[unused_address()]);
+    let mut proxy = ProxyProcess::start(&mcp).await;
+    let stricter = "  limits: { max_header_size: 1KiB }\n  timeouts: { first_byte: 200ms }\n";
+    proxy.reload(&(mcp.clone() + stricter)).await;
+    let long = format!("POST /mcp HTTP/1.1\r\nX-Long: {}", "x".repeat(10_000));
+    let mut client = Wire::connect(proxy.address).await;
+    client.send(&long).await;
+    client.half_close().await;
+    let told = client.rest().await;
+    assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
+    let silent = Wire::connect(proxy.address).await;
+    assert_eq!(silent.rest().await, "");
+
+    proxy
+        .reload(&(mcp.clone() + "  timeouts: { header: 200ms }\n"))
+        .await;
+    let mut slow = Wire::connect(proxy.address).await;
+    slow.send("POST").await;
+    let told = slow.rest().await;
+    assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
+
+    proxy
+        .reload(&(mcp + "  timeouts: { keep_alive: 200ms }\n"))
+        .await;
+    let mut idle = Wire::connect(proxy.address).await;
+    idle.send(POST).await;
+    let told = idle.rest().await;
+    assert!(told.starts_with("HTTP/1.1 502 "), "{told}");
+}
+
+#[tokio::test]
+async fn so_does_a_new_connection_of_http_2() {
+    let h2c = "      h2c: true\n";
+    let mcp = route(&[unused_address()]);
+    let mut proxy = ProxyProcess::listening(h2c, &mcp, &[]).await;
+    let stricter = "  limits: { max_header_size: 32KiB }\n  timeouts: { keep_alive: 200ms }\n";
+    proxy.reload(&(mcp + stricter)).await;
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    // An empty SETTINGS frame after the preface (RFC 9113 3.4, 6.5).
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    client.write_all(preface).await.unwrap();
+    let mut received = Vec::new();
+    // It is idle, and so is closed.
+    let closed = client.read_to_end(&mut received);
+    within("the end of the connection", closed).await.unwrap();
+    // SETTINGS_MAX_HEADER_LIST_SIZE of 32 KiB (RFC 9113 6.5.2).
+    let setting = b"\0\x06\0\0\x80\0";
+    let has_setting = received.windows(setting.len()).any(|at| at == setting);
+    assert!(has_setting, "{received:?}");
+}
+
+const POST: &str = "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}";
+const GET: &str = "GET /mcp HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
 
 /// The YAML of one more route, `/new`, to `backend`.
 fn new_route(backend: &Backend) -> String {

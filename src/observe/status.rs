@@ -79,7 +79,7 @@ impl Status {
         census: Census,
         sessions: &SessionSettings,
     ) -> Self {
-        let (load, limits) = (gateway.load(), gateway.limits());
+        let (load, rules) = (gateway.load(), gateway.rules());
         let refused = load.refused_connections();
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -94,19 +94,14 @@ impl Status {
             },
             connections: ConnectionsStatus {
                 open: load.connections(),
-                max: limits.max_connections.0,
+                max: rules.limits.max_connections.0,
                 refused: refused
                     .map(|(reason, count)| (reason.name(), count))
                     .collect(),
             },
             open_streams: load.streams(),
-            max_streams: limits.max_streams.0,
-            routes: gateway
-                .rules()
-                .routes
-                .iter()
-                .map(RouteStatus::new)
-                .collect(),
+            max_streams: rules.limits.max_streams.0,
+            routes: rules.routes.iter().map(RouteStatus::new).collect(),
         }
     }
 
