@@ -1,8 +1,9 @@
-//! Reads the configuration file again, on SIGHUP, and has the gateway go by it.
+//! Reads the configuration file again, on SIGHUP or as the admin listener is asked, and has the
+//! gateway go by it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
@@ -16,7 +17,7 @@ use crate::drain::DrainSettings;
 use crate::gateway::Gateway;
 use crate::listener::Listeners;
 use crate::metrics::MetricsSettings;
-use crate::observe::{AccessLogSettings, AdminSettings};
+use crate::observe::{AccessLogSettings, AdminSettings, Reloads};
 use crate::session::SessionSettings;
 use crate::setting::Most;
 
@@ -27,6 +28,8 @@ pub struct Reload {
     fixed: Fixed,
     fitting: Most,
     gateway: Arc<Gateway>,
+    /// Held while the gateway changes over, as a signal and a request may ask for it at a time.
+    changing: Mutex<()>,
     /// Whether SIGHUP has come, also before there was a runtime to hear it.
     asked: Arc<AtomicBool>,
 }
@@ -66,21 +69,42 @@ impl Reload {
             fixed,
             fitting,
             gateway,
+            changing: Mutex::default(),
             asked,
         }
     }
 
     /// Reads the file and goes by it from the next request on. Returns the keys whose change is
-    /// not taken up, as it takes a restart.
+    /// not taken up, as it takes a restart. The log has the outcome too.
     ///
     /// # Errors
     /// The first thing that is wrong with the file; then nothing has changed.
     pub fn reload(&self) -> Result<Vec<&'static str>, ConfigError> {
+        let reloaded = self.change_over();
+        match &reloaded {
+            Ok(kept) if kept.is_empty() => log::info!("configuration reloaded"),
+            Ok(kept) => {
+                let kept = kept.join(", ");
+                log::warn!("configuration reloaded, but what needs a restart: {kept}");
+            }
+            Err(error) => log::error!("configuration not reloaded: {error}"),
+        }
+        reloaded
+    }
+
+    fn change_over(&self) -> Result<Vec<&'static str>, ConfigError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let Settings { server, mut mcp } = Settings::load(&self.file)?;
         let kept = self.fixed.differences(&Fixed::of(&server, &mcp));
         mcp.limits.fit(self.fitting);
         self.gateway.replace(mcp.into());
         Ok(kept)
+    }
+}
+
+impl Reloads for Reload {
+    fn reload(&self) -> Result<Vec<&'static str>, String> {
+        Reload::reload(self).map_err(|error| error.to_string())
     }
 }
 
@@ -99,14 +123,8 @@ impl BackgroundService for Reload {
                 }
             }
             self.asked.store(false, Ordering::Relaxed);
-            match self.reload() {
-                Ok(kept) if kept.is_empty() => log::info!("configuration reloaded"),
-                Ok(kept) => {
-                    let kept = kept.join(", ");
-                    log::warn!("configuration reloaded, but what needs a restart: {kept}");
-                }
-                Err(error) => log::error!("configuration not reloaded: {error}"),
-            }
+            // The log says how it went.
+            let _ = self.reload();
         }
     }
 }

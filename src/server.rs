@@ -57,10 +57,13 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
         None => None,
     };
     let gateway = Arc::new(gateway(mcp));
-    if let Some(file) = file {
+    let reload = file.map(|file| {
         let reload = Reload::new(file, fixed, fitting, Arc::clone(&gateway));
-        pingora.add_service(background_service("reload", reload));
-    }
+        let service = background_service("reload", reload);
+        let reload = service.task();
+        pingora.add_service(service);
+        reload
+    });
     let watch = certificate_watch(&listeners, Arc::clone(&gateway));
     pingora.add_service(background_service("certificates", watch));
     let upgrade_sock = pingora.configuration.upgrade_sock.clone();
@@ -69,7 +72,10 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let observer = Observer::new(metrics, access_log.clone());
     if let Some(address) = admin.address {
         let (hosts, gateway) = (admin.allowed_hosts, Arc::clone(&gateway));
-        let admin = Admin::new(hosts, gateway, observer.clone(), sessions, drain.begun());
+        let mut admin = Admin::new(hosts, gateway, observer.clone(), sessions, drain.begun());
+        if let Some(reload) = reload {
+            admin = admin.with_reload(reload);
+        }
         let service = admin_service(admin, address);
         pingora.add_service(Drained::to_the_end(service, Arc::clone(&drain)));
     }

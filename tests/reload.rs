@@ -1,9 +1,13 @@
-//! A configuration that changes while the proxy runs: on SIGHUP it is read again.
+//! A configuration that changes while the proxy runs: it is read again on SIGHUP, and as the admin
+//! listener is asked to.
 
 mod support;
 
+use std::net::SocketAddr;
+
 use axum::body::Body;
 use futures::StreamExt;
+use serde_json::{Value, json};
 use support::process::ProxyProcess;
 use support::wire::Wire;
 use support::{
@@ -287,6 +291,95 @@ async fn so_does_a_new_connection_of_http_2() {
     let setting = b"\0\x06\0\0\x80\0";
     let has_setting = received.windows(setting.len()).any(|at| at == setting);
     assert!(has_setting, "{received:?}");
+}
+
+// --- POST /reload --------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn the_admin_listener_reloads_and_names_what_takes_a_restart() {
+    let backend = Backend::with_session("id").await;
+    let (mut proxy, admin) = with_admin(&route(&[backend.address])).await;
+    let changed = route(&[backend.address])
+        + &new_route(&backend)
+        + &format!("  admin: {{ address: \"{admin}\" }}\n");
+    proxy.write_configuration(&changed);
+    let (status, kind, body) = reload(admin, &[]).await;
+    assert_eq!((status, &*kind), (200, "application/json"));
+    assert_eq!(body, json!({ "restart": [] }));
+    open_session(&proxy.url("/new")).await;
+    let said = |log: String| log.contains("configuration reloaded");
+    assert!(proxy.until(said).await);
+
+    proxy.write_configuration(&(changed + "  sessions: { capacity: 7 }\n"));
+    let (status, _, body) = reload(admin, &[]).await;
+    assert_eq!(status, 200);
+    assert_eq!(body, json!({ "restart": ["mcp.sessions"] }));
+}
+
+#[tokio::test]
+async fn the_admin_listener_says_what_is_wrong_with_a_bad_file_and_nothing_has_changed() {
+    let backend = Backend::with_session("id").await;
+    let (mut proxy, admin) = with_admin(&route(&[backend.address])).await;
+    proxy.write_configuration("  routes: []\n");
+    let (status, kind, body) = reload(admin, &[]).await;
+    assert_eq!((status, &*kind), (422, "application/problem+json"));
+    assert_eq!(body["type"], "urn:pingora-mcp:problem:configuration");
+    assert_eq!(body["status"], 422);
+    let detail = body["detail"].as_str().unwrap();
+    assert!(detail.contains("mcp.routes: empty: expected"), "{detail}");
+    let said = |log: String| log.contains("configuration not reloaded");
+    assert!(proxy.until(said).await);
+    open_session(&proxy.url("/mcp")).await;
+}
+
+#[tokio::test]
+async fn no_page_can_have_it_reload() {
+    let backend = Backend::with_session("id").await;
+    let (proxy, admin) = with_admin(&route(&[backend.address])).await;
+    for header in [
+        ("origin", "https://attacker.example"),
+        ("origin", "null"),
+        ("origin", "http://localhost"),
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+        ("host", "attacker.example"),
+    ] {
+        let asked = reqwest::Client::new().post(format!("http://{admin}/reload"));
+        let refused = asked.header(header.0, header.1).send().await.unwrap();
+        assert_eq!(refused.status(), 403, "{header:?}");
+    }
+    let got = reqwest::get(format!("http://{admin}/reload"))
+        .await
+        .unwrap();
+    assert_eq!(got.status(), 405);
+    assert_eq!(header(got.headers(), "allow"), Some("POST"));
+    assert!(!proxy.log().contains("reloaded"), "{}", proxy.log());
+    for site in ["same-origin", "none"] {
+        let (status, ..) = reload(admin, &[("sec-fetch-site", site)]).await;
+        assert_eq!(status, 200, "{site}");
+    }
+}
+
+/// A proxy with `mcp` and an admin listener.
+async fn with_admin(mcp: &str) -> (ProxyProcess, SocketAddr) {
+    let admin = unused_address();
+    let mcp = format!("{mcp}  admin: {{ address: \"{admin}\" }}\n");
+    let proxy = ProxyProcess::start(&mcp).await;
+    (proxy, admin)
+}
+
+/// What `POST /reload` with `headers` gets: the status, the type, and the body.
+async fn reload(admin: SocketAddr, headers: &[(&str, &str)]) -> (u16, String, Value) {
+    let mut asked = reqwest::Client::new().post(format!("http://{admin}/reload"));
+    for (name, value) in headers {
+        asked = asked.header(*name, *value);
+    }
+    let answered = within("an answer", asked.send()).await.unwrap();
+    let kind = header(answered.headers(), "content-type")
+        .unwrap()
+        .to_owned();
+    let (status, body) = (answered.status().as_u16(), answered.bytes().await.unwrap());
+    (status, kind, serde_json::from_slice(&body).unwrap())
 }
 
 const POST: &str = "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}";

@@ -1,20 +1,24 @@
-//! The admin listener: health, metrics and status, for the operator alone.
+//! The admin listener: health, metrics and status, for the operator alone, and one thing to do.
 //!
 //! It is never one of the addresses that clients use. Pages of other sites cannot read it: no answer
-//! allows another origin, and a foreign `Host` (DNS rebinding) is refused.
+//! allows another origin, and a foreign `Host` (DNS rebinding) is refused. Nor can they have it do
+//! anything: what changes something is refused where a browser says that another page asks.
 
+use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use http::uri::Authority;
-use http::{HeaderMap, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use prometheus::TEXT_FORMAT;
 use serde::{Deserialize, Deserializer};
+use serde_json::json;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 
 use super::Observer;
 use super::status::Status;
@@ -67,6 +71,15 @@ struct AdminSection {
     allowed_hosts: HostPolicy,
 }
 
+/// Who can have the proxy go by its configuration file as it is now.
+pub trait Reloads: Debug + Send + Sync {
+    /// Reads the file and goes by it. Returns the keys whose change takes a restart.
+    ///
+    /// # Errors
+    /// What is wrong with the file, without any value of it; then nothing has changed.
+    fn reload(&self) -> Result<Vec<&'static str>, String>;
+}
+
 /// What the admin listener serves.
 #[derive(Debug)]
 pub struct Admin {
@@ -74,6 +87,8 @@ pub struct Admin {
     gateway: Arc<Gateway>,
     observer: Observer,
     sessions: SessionSettings,
+    /// `None`: there is no file to read.
+    reload: Option<Arc<dyn Reloads>>,
     /// Turns true when the process is to end.
     is_ending: watch::Receiver<bool>,
     started: Instant,
@@ -95,8 +110,18 @@ impl Admin {
             gateway,
             observer,
             sessions,
+            reload: None,
             is_ending,
             started: Instant::now(),
+        }
+    }
+
+    /// Has `reload` read the configuration again when it is asked for.
+    #[must_use]
+    pub fn with_reload(self, reload: Arc<dyn Reloads>) -> Self {
+        Self {
+            reload: Some(reload),
+            ..self
         }
     }
 
@@ -106,8 +131,11 @@ impl Admin {
     }
 
     async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
+        if let ("/reload", Some(reload)) = (path, &self.reload) {
+            return reloaded(method, headers, Arc::clone(reload)).await;
+        }
         if method != Method::GET && method != Method::HEAD {
-            return Answer::text(StatusCode::METHOD_NOT_ALLOWED, "Use GET.\n");
+            return Answer::not_allowed("GET, HEAD");
         }
         match path {
             "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
@@ -186,6 +214,49 @@ impl ServeHttp for Admin {
     }
 }
 
+/// In a thread of its own, as host names may be looked up: health is asked for meanwhile.
+async fn reloaded(method: &Method, headers: &HeaderMap, reload: Arc<dyn Reloads>) -> Answer {
+    if method != Method::POST {
+        return Answer::not_allowed("POST");
+    }
+    if is_of_page(headers) {
+        return Answer::text(StatusCode::FORBIDDEN, "Not for web pages.\n");
+    }
+    let (status, content_type, body) = match spawn_blocking(move || reload.reload()).await {
+        Ok(Ok(kept)) => (
+            StatusCode::OK,
+            "application/json",
+            json!({ "restart": kept }),
+        ),
+        Ok(Err(detail)) => {
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            let problem = json!({
+                "type": "urn:pingora-mcp:problem:configuration",
+                "title": "Configuration not reloaded",
+                "status": status.as_u16(),
+                "detail": detail,
+            });
+            (status, "application/problem+json", problem)
+        }
+        Err(error) => {
+            log::error!("configuration not reloaded: {error}");
+            return Answer::text(StatusCode::INTERNAL_SERVER_ERROR, "The log says more.\n");
+        }
+    };
+    Answer {
+        content_type,
+        ..Answer::text(status, format!("{body}\n"))
+    }
+}
+
+/// A page that posts is named in `Origin` by every browser, and in `Sec-Fetch-Site` by those of today
+/// (Fetch Metadata 2.4).
+fn is_of_page(headers: &HeaderMap) -> bool {
+    let mut sites = headers.get_all(SEC_FETCH_SITE).iter();
+    headers.contains_key(header::ORIGIN)
+        || sites.any(|site| !["same-origin", "none"].iter().any(|own| site == own))
+}
+
 enum Wanted {
     Html,
     Json,
@@ -204,6 +275,8 @@ fn wants_json(headers: &HeaderMap) -> Wanted {
 struct Answer {
     status: StatusCode,
     content_type: &'static str,
+    /// The methods that are, where another was used.
+    allow: Option<&'static str>,
     body: Vec<u8>,
 }
 
@@ -212,7 +285,15 @@ impl Answer {
         Self {
             status,
             content_type: "text/plain; charset=utf-8",
+            allow: None,
             body: body.into().into_bytes(),
+        }
+    }
+
+    fn not_allowed(allow: &'static str) -> Self {
+        Self {
+            allow: Some(allow),
+            ..Self::text(StatusCode::METHOD_NOT_ALLOWED, format!("Use {allow}.\n"))
         }
     }
 
@@ -225,8 +306,8 @@ impl Answer {
             .header(header::VARY, "Accept")
             .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff")
             .header(header::CONTENT_SECURITY_POLICY, CONTENT_POLICY);
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            response = response.header(header::ALLOW, "GET, HEAD");
+        if let Some(allow) = self.allow {
+            response = response.header(header::ALLOW, allow);
         }
         response
             .body(self.body)
@@ -234,7 +315,9 @@ impl Answer {
     }
 }
 
-const PATHS: &str = "Here are /healthz, /readyz, /metrics and /status.\n";
+const PATHS: &str = "Here are /healthz, /readyz, /metrics and /status, and POST /reload.\n";
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The page's own style, and nothing from anywhere, within nobody's frame.
 const CONTENT_POLICY: &str =

@@ -93,8 +93,13 @@ impl ProxyProcess {
 
     /// Puts `mcp` in place of what stands below `mcp:` in its file, and sends SIGHUP.
     pub fn replace_configuration(&self, mcp: &str) {
-        std::fs::write(&self.configuration, document(self.address, &self.keys, mcp)).unwrap();
+        self.write_configuration(mcp);
         self.program.signal("HUP");
+    }
+
+    /// Puts `mcp` in place of what stands below `mcp:` in its file.
+    pub fn write_configuration(&self, mcp: &str) {
+        std::fs::write(&self.configuration, document(self.address, &self.keys, mcp)).unwrap();
     }
 
     /// Sends it a signal, by the signal's name without `SIG`.
