@@ -19,7 +19,7 @@ use pingora_core::server::Server;
 use pingora_core::services::background::background_service;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_mcp::proxy::{
-    answer_failure, begin, connection, judge, respond, take_body, take_header,
+    answer_failure, begin, connection, judge, read_ahead, respond, take_body, take_header,
 };
 use pingora_mcp::{Admission, Exchange, Gateway, Settings, server};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session, http_proxy_service};
@@ -83,7 +83,10 @@ impl ProxyHttp for ApiKeyProxy {
             Ok(Admission::Judge) if has_key(request) => {
                 return judge(&self.gateway, session, exchange).await;
             }
-            Ok(_) if has_key(request) => return Ok(false),
+            Ok(_) if has_key(request) => {
+                read_ahead(&self.gateway, session).await?;
+                return Ok(false);
+            }
             Ok(_) => {
                 let mut header = ResponseHeader::build(401, None)?;
                 header.insert_header("WWW-Authenticate", "ApiKey")?;

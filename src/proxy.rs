@@ -24,6 +24,7 @@ use crate::mcp::Call;
 use crate::metrics::Connected;
 use crate::observe::{Observer, Transfer};
 use crate::rejection::{REFUSED, Rejection};
+use crate::setting::Limit;
 
 /// An MCP gateway that a Pingora server can host.
 ///
@@ -95,6 +96,7 @@ impl ProxyHttp for McpProxy {
         let (header, body) = match self.gateway.admit(request, connection, exchange).await {
             Ok(Admission::Forward) => {
                 expect_next(session, exchange);
+                read_ahead(&self.gateway, session).await?;
                 return Ok(false);
             }
             Ok(Admission::Judge) => {
@@ -280,6 +282,31 @@ pub fn begin(gateway: &Gateway, session: &mut Session, exchange: &mut Exchange) 
 fn expect_next(session: &mut Session, exchange: &Exchange) {
     let is_stream = matches!(exchange.call(), Call::Get | Call::Listen);
     session.set_pipelining_enabled(!is_stream);
+}
+
+/// Reads what a body over HTTP/2 begins with, mostly all of it, within the limit of its silence:
+/// Pingora has none there, and who sends nothing would hold a request at a backend. For
+/// `ProxyHttp::request_filter`, on [`Admission::Forward`]. Pingora sends the backend what was read
+/// here.
+///
+/// # Errors
+/// The body cannot be read, or not in time.
+pub async fn read_ahead(gateway: &Gateway, session: &mut Session) -> Result<()> {
+    let Limit(silence) = gateway.timeouts().body;
+    let (Some(silence), Some(_)) = (silence, session.as_downstream().as_http2()) else {
+        return Ok(());
+    };
+    session.enable_retry_buffering();
+    let mut length = 0;
+    while length < READ_AHEAD {
+        let read = timeout(silence, session.read_request_body()).await;
+        let late = |_| Error::new(ErrorType::ReadTimedout);
+        let Some(part) = read.map_err(late).flatten().map_err(Error::into_down)? else {
+            break;
+        };
+        length += part.len();
+    }
+    Ok(())
 }
 
 /// Reads the body of a request that was admitted as [`Admission::Judge`], has it judged, and
@@ -494,6 +521,10 @@ fn is_client_gone(error: &Error) -> bool {
 
 /// The type of the error that ends the exchange with a backend whose answer is held back.
 const HELD: ErrorType = ErrorType::Custom("AnswerHeld");
+
+/// With one frame more (RFC 9113 6.5.2, `SETTINGS_MAX_FRAME_SIZE`), not above the 64 KiB that
+/// Pingora keeps to send on.
+const READ_AHEAD: usize = 48 * 1024;
 
 /// How long a message that is judged may take to arrive.
 const CLIENT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);

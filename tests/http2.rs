@@ -5,6 +5,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
@@ -146,7 +147,6 @@ async fn an_upload_that_its_backend_does_not_take_holds_no_other_up() {
 
     let request = client.request(Method::POST, "/stuck").body(()).unwrap();
     let (_answer, mut sending) = client.send.clone().send_request(request, false).unwrap();
-    let (_wire, _) = Wire::accept(&stuck).await;
     let sent = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&sent);
     tokio::spawn(async move {
@@ -158,6 +158,7 @@ async fn an_upload_that_its_backend_does_not_take_holds_no_other_up() {
             counter.fetch_add(capacity, Ordering::Relaxed);
         }
     });
+    let (_wire, _) = Wire::accept(&stuck).await;
     // Until the upload has come to a halt for a while.
     let mut seen = 0;
     let mut halted = 0;
@@ -278,6 +279,46 @@ async fn where_both_are_spoken_a_client_has_no_more_time_for_its_first_header() 
         assert!(answer.starts_with(answered), "{said:?} {answer}");
         assert_eq!(answer.is_empty(), said.is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_408_before_a_backend_is_asked() {
+    let backend = Backend::with_session("id").await;
+    let limits = "  timeouts: { body: 200ms }\n";
+    let proxy = Proxy::listening(H2C, &(route(&[backend.address]) + limits));
+    let client = Http2::connect(proxy.address).await;
+    for part in ["", "{"] {
+        let request = client.post().body(()).unwrap();
+        let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
+        if !part.is_empty() {
+            sending.send_data(part.into(), false).unwrap();
+        }
+        let answered = within("an answer", answered).await.unwrap();
+        assert_eq!(answered.status(), 408);
+        assert!(!rest(answered.into_body()).await.is_empty());
+    }
+    assert_eq!(backend.seen().len(), 0);
+    assert_eq!(client.send(client.post(), INITIALIZE).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_body_may_come_part_by_part_for_longer_than_it_may_be_silent() {
+    let backend = Backend::start(|seen: Seen| answer(200, &[], seen.body)).await;
+    let limits = "  timeouts: { body: 300ms }\n";
+    let proxy = Proxy::listening(H2C, &(route(&[backend.address]) + limits));
+    let client = Http2::connect(proxy.address).await;
+    let request = client.post().body(()).unwrap();
+    let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
+    for part in 0..10 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Of more, in all, than is read before a backend is asked.
+        sending
+            .send_data(vec![part; 10_000].into(), part == 9)
+            .unwrap();
+    }
+    let echoed = rest(within("an answer", answered).await.unwrap().into_body()).await;
+    let sent: Vec<u8> = (0..10).flat_map(|part| vec![part; 10_000]).collect();
+    assert!(echoed == sent, "{} bytes came back", echoed.len());
 }
 
 #[tokio::test]

@@ -187,6 +187,21 @@ async fn a_stalled_handshake_is_given_up_when_its_time_is_up() {
 }
 
 #[tokio::test]
+async fn half_a_preface_of_http2_is_given_up_when_a_headers_time_is_up() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let limits = "  timeouts: { first_byte: 200ms, header: 200ms }\n";
+    let proxy = Proxy::listening(&listener(&[&own], None), &(route(&[NOBODY]) + limits));
+    let client = TlsClient::trusting(&authority);
+    for sent in ["", "PRI * HTTP/2.0"] {
+        let mut stalled = client.connect(proxy.address, "localhost").await.unwrap();
+        stalled.write_all(sent.as_bytes()).await.unwrap();
+        let _ = within("the end", stalled.read_to_end(&mut Vec::new())).await;
+    }
+    until("the end of both", || proxy.load.connections() == 0).await;
+}
+
+#[tokio::test]
 async fn a_connection_counts_from_before_its_handshake() {
     let authority = Authority::new();
     let backend = Backend::with_session("id").await;
