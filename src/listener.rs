@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use pingora_core::listeners::tls::Acceptor;
 use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::stream::Stream as TcpStream;
@@ -11,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::backend::tcp_keepalive;
 use crate::setting::{Address, Entries, Entry, parse};
-use crate::tls::ListenerTls;
+use crate::tls::{Handshake, ListenerTls};
 
 /// What is listened on: at least one address, each once.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,8 +33,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// For `add_listener` of a service of your own around the gateway. The TLS handshake is Pingora's
-    /// there, with its limit of 60 s.
+    /// For `add_listener` of a service of your own around the gateway. The TLS handshake is
+    /// Pingora's there, with its limit of 60 s, and a changed `client_ca` ends no session.
     pub fn endpoint(&self) -> ListenerConfig {
         match &self.tls {
             Some(tls) => self.socket().tls(tls.settings()),
@@ -63,17 +62,17 @@ impl Listeners {
     }
 }
 
-/// The TLS handshakes of some listeners, where a connection still is as its socket gave it: Pingora's
+/// The TLS handshakes of some listeners, for connections as they come from the socket: Pingora's
 /// own are neither counted nor limited as configured.
-pub(crate) struct Handshakes(Vec<(SocketAddr, Acceptor)>);
+pub(crate) struct Handshakes(Vec<(SocketAddr, Handshake)>);
 
 impl Handshakes {
     pub(crate) fn of(listeners: &Listeners) -> Self {
-        let acceptor = |listener: &Listener| {
+        let handshake = |listener: &Listener| {
             let tls = listener.tls.as_ref()?;
-            Some((listener.address, tls.settings().build()))
+            Some((listener.address, tls.handshake()))
         };
-        Self(listeners.iter().filter_map(acceptor).collect())
+        Self(listeners.iter().filter_map(handshake).collect())
     }
 
     /// `stream` after its handshake, or as it is where its listener has no TLS.
@@ -81,18 +80,18 @@ impl Handshakes {
     /// # Errors
     /// The handshake fails.
     pub(crate) async fn accept(&self, stream: Stream) -> Result<Stream> {
-        let Some(acceptor) = self.acceptor(&stream)? else {
+        let Some(handshake) = self.handshake(&stream)? else {
             return Ok(stream);
         };
         let Ok(tcp) = stream.into_any().downcast::<TcpStream>() else {
             return Error::e_explain(ErrorType::InternalError, "the connection is no socket's");
         };
-        Ok(Box::new(acceptor.tls_handshake(*tcp).await?))
+        Ok(Box::new(handshake.accept(*tcp).await?))
     }
 
-    /// By the address that the client has connected to: the listener's own, or one of all where that
-    /// is what the listener has. A system has no two listeners for one.
-    fn acceptor(&self, stream: &Stream) -> Result<Option<&Acceptor>> {
+    /// By the address that the client has connected to: the listener's own, or any where it
+    /// listens on all. A system has no two listeners for one.
+    fn handshake(&self, stream: &Stream) -> Result<Option<&Handshake>> {
         if self.0.is_empty() {
             return Ok(None);
         }

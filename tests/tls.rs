@@ -10,6 +10,7 @@ use std::process::Command;
 
 use http::Method;
 use pingora_mcp::Settings;
+use rustls::version::{TLS12, TLS13};
 use support::process::ProxyProcess;
 use support::tls::{Authority, Files, TlsBackend, TlsClient, listener, next};
 use support::wire::Wire;
@@ -497,6 +498,36 @@ async fn a_changed_client_ca_decides_on_the_next_connection() {
     assert!(of_new.raw(proxy.address, REQUEST).await.is_ok());
     let of_old = TlsClient::trusting(&old).with(&old.issue("client", &["client"]));
     assert!(of_old.raw(proxy.address, REQUEST).await.is_err());
+}
+
+#[tokio::test]
+async fn a_session_that_a_former_client_ca_let_in_is_not_resumed() {
+    for version in [&TLS12, &TLS13] {
+        let old = Authority::new();
+        let new = Authority::new();
+        let backend = Backend::with_session("id").await;
+        let own = old.issue("own", &["localhost"]);
+        let file = old.file();
+        let keys = listener(&[&own], Some(&file));
+        let proxy = Proxy::listening(&keys, &route(&[backend.address]));
+        let client = TlsClient::speaking(&[version], &old);
+        let client = client.with(&old.issue("client", &["client"]));
+        assert!(client.raw(proxy.address, REQUEST).await.is_ok());
+        assert!(client.resumes(proxy.address).await);
+        assert!(client.raw(proxy.address, REQUEST).await.is_ok());
+
+        std::fs::write(&file, new.pem()).unwrap();
+        proxy.certificates.look();
+        assert!(client.raw(proxy.address, REQUEST).await.is_err());
+        assert_eq!(backend.seen().len(), 2);
+
+        // What is said of the same file again changes nothing.
+        let of_new = TlsClient::speaking(&[version], &old);
+        let of_new = of_new.with(&new.issue("client", &["client"]));
+        assert!(of_new.raw(proxy.address, REQUEST).await.is_ok());
+        proxy.certificates.look();
+        assert!(of_new.resumes(proxy.address).await);
+    }
 }
 
 #[tokio::test]

@@ -2,15 +2,24 @@
 
 use std::sync::Arc;
 
+use pingora_core::Result;
 use pingora_core::listeners::ALPN;
-use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::listeners::tls::{Acceptor, TlsSettings};
+use pingora_core::protocols::l4::stream::Stream;
+use pingora_core::protocols::tls::TlsStream;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{
+    ClientHello, ParsedCertificate, ResolvesServerCert, ServerSessionMemoryCache,
+    WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
+};
 use serde::{Deserialize, Deserializer};
 
 use super::{
@@ -39,6 +48,14 @@ impl ListenerTls {
         settings
     }
 
+    /// Makes the handshake with its clients.
+    pub(crate) fn handshake(&self) -> Handshake {
+        Handshake {
+            acceptor: self.settings().build(),
+            clients: self.clients.clone(),
+        }
+    }
+
     pub(crate) fn files(&self) -> Vec<Arc<dyn WatchedFiles>> {
         let certificates = self.certificates.0.iter();
         let mut files: Vec<Arc<dyn WatchedFiles>> = certificates
@@ -65,13 +82,33 @@ impl TryFrom<ListenerTlsSection> for ListenerTls {
     fn try_from(section: ListenerTlsSection) -> Result<Self, Problem> {
         let Entries(identities) = section.certificates;
         let clients = section.client_ca.map(|RootsFile(path)| {
-            let verifier = Watched::new(vec![path], |files| verifier(&files[0]))?;
-            Ok::<_, Problem>(Arc::new(Clients(Arc::new(verifier))))
+            let admission = Watched::new(vec![path], |files| Admission::by(&files[0]))?;
+            Ok::<_, Problem>(Arc::new(Clients(Arc::new(admission))))
         });
         Ok(Self {
             certificates: Arc::new(Certificates(identities)),
             clients: clients.transpose()?,
         })
+    }
+}
+
+/// A listener's part in the handshakes with its clients.
+pub(crate) struct Handshake {
+    acceptor: Acceptor,
+    clients: Option<Arc<Clients>>,
+}
+
+impl Handshake {
+    pub(crate) async fn accept(&self, stream: Stream) -> Result<TlsStream<Stream>> {
+        let Some(Clients(admission)) = self.clients.as_deref() else {
+            return self.acceptor.tls_handshake(stream).await;
+        };
+        // Who resumes a session is not checked again: it is kept with the authorities of now, and
+        // goes with them, also where they change while it is begun.
+        let mut config = ServerConfig::clone(self.acceptor.acceptor.config());
+        config.session_storage = Arc::clone(&admission.current().sessions) as _;
+        let acceptor = Acceptor::from_server_config(Arc::new(config));
+        acceptor.tls_handshake(stream).await
     }
 }
 
@@ -157,7 +194,25 @@ fn is_for(identity: &CertifiedKey, name: &ServerName<'_>) -> bool {
 
 /// Which clients are let in, as the file says now.
 #[derive(Debug, PartialEq)]
-struct Clients(Arc<Watched<Arc<dyn ClientCertVerifier>>>);
+struct Clients(Arc<Watched<Admission>>);
+
+/// The check of clients by some authorities, and the TLS sessions of those that it has let in.
+struct Admission {
+    verifier: Arc<dyn ClientCertVerifier>,
+    sessions: Arc<ServerSessionMemoryCache>,
+}
+
+impl Admission {
+    fn by(authorities: &[u8]) -> Result<Self, Problem> {
+        let roots = roots(&chain(authorities)?)?;
+        let provider = default_provider().into();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
+        Ok(Self {
+            verifier: verifier.map_err(|error| error.to_string())?,
+            sessions: ServerSessionMemoryCache::new(SESSIONS),
+        })
+    }
+}
 
 impl ClientCertVerifier for Clients {
     /// None: they cannot be lent while the file may change. A client then sends what it has
@@ -175,7 +230,7 @@ impl ClientCertVerifier for Clients {
         if !is_certificate(end_entity) {
             return Err(Error::InvalidCertificate(CertificateError::BadEncoding));
         }
-        let verifier = self.0.current();
+        let verifier = &self.0.current().verifier;
         verifier.verify_client_cert(end_entity, intermediates, now)
     }
 
@@ -185,7 +240,7 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verifier = self.0.current();
+        let verifier = &self.0.current().verifier;
         verifier.verify_tls12_signature(message, certificate, signature)
     }
 
@@ -195,18 +250,14 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verifier = self.0.current();
+        let verifier = &self.0.current().verifier;
         verifier.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.current().supported_verify_schemes()
+        self.0.current().verifier.supported_verify_schemes()
     }
 }
 
-fn verifier(authorities: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, Problem> {
-    let roots = roots(&chain(authorities)?)?;
-    let builder =
-        WebPkiClientVerifier::builder_with_provider(roots.into(), default_provider().into());
-    builder.build().map_err(|error| error.to_string())
-}
+/// TLS sessions that are remembered: rustls's own number.
+const SESSIONS: usize = 256;

@@ -18,6 +18,7 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Deserializer};
 
 pub(crate) use backend::{BackendTls, BackendTlsSection, has_system_roots};
+pub(crate) use listener::Handshake;
 pub use listener::ListenerTls;
 pub use watch::CertificateWatch;
 pub(crate) use watch::{Watched, WatchedFiles};

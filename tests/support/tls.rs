@@ -14,7 +14,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{
+    ALL_VERSIONS, ClientConfig, HandshakeKind, RootCertStore, ServerConfig,
+    SupportedProtocolVersion,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -129,8 +132,13 @@ pub struct TlsClient {
 
 impl TlsClient {
     pub fn trusting(authority: &Authority) -> Self {
+        Self::speaking(ALL_VERSIONS, authority)
+    }
+
+    /// One that speaks some of TLS's versions, and resumes its sessions, as its clones do.
+    pub fn speaking(versions: &[&'static SupportedProtocolVersion], authority: &Authority) -> Self {
         let builder = ClientConfig::builder_with_provider(ring::default_provider().into());
-        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_protocol_versions(versions).unwrap();
         let builder = builder.with_root_certificates(authority.roots());
         let mut config = builder.with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -158,6 +166,12 @@ impl TlsClient {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connector = TlsConnector::from(Arc::new(self.config.clone()));
         within("the handshake", connector.connect(name, stream)).await
+    }
+
+    /// Whether a session is resumed.
+    pub async fn resumes(&self, address: SocketAddr) -> bool {
+        let stream = self.connect(address, "localhost").await.unwrap();
+        stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// The certificate that is shown to who asks for `name`.
