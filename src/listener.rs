@@ -1,6 +1,7 @@
 //! Where clients connect, and how.
 
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
 use pingora_core::protocols::Stream;
@@ -54,6 +55,12 @@ impl Listeners {
     /// All of them, in the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &Listener> {
         self.0.iter()
+    }
+
+    /// When the first of all certificates expires. `None` without TLS.
+    pub fn expire(&self) -> Option<SystemTime> {
+        let tls = self.0.iter().filter_map(|listener| listener.tls.as_ref());
+        tls.filter_map(ListenerTls::expires).min()
     }
 
     /// Whether those without TLS speak HTTP/2.

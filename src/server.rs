@@ -69,7 +69,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let upgrade_sock = pingora.configuration.upgrade_sock.clone();
     let load = gateway.load().clone();
     let drain = Arc::new(Drain::new(settings, load, upgrade_sock, sockets));
-    let observer = Observer::new(metrics, access_log.clone());
+    let observer = Observer::new(metrics, access_log.clone()).with_listeners(listeners.clone());
     if let Some(address) = admin.address {
         let (hosts, gateway) = (admin.allowed_hosts, Arc::clone(&gateway));
         let mut admin = Admin::new(hosts, gateway, observer.clone(), sessions, drain.begun());

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use http::Method;
 use pingora_mcp::Settings;
@@ -632,6 +633,49 @@ async fn the_binary_looks_at_its_files_by_itself_and_says_what_it_finds() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_has_expired_or_will_soon_is_told_and_the_first_date_is_a_metric() {
+    let authority = Authority::new();
+    let day = Duration::from_secs(24 * 60 * 60);
+    let now = SystemTime::now();
+    let good = authority.issue_until("good", now + 15 * day);
+    let bad = authority.issue_until("bad", now + 13 * day);
+    let admin = unused_address();
+    let routes = route(&[NOBODY]) + &format!("  admin: {{ address: {admin} }}\n");
+    let keys = listener(&[&good, &bad], None);
+    let mut proxy = ProxyProcess::listening(&keys, &routes, &[]).await;
+    let line = |verb: &str, end| {
+        let end = humantime::format_rfc3339_seconds(end);
+        format!("WARN  pingora_mcp::tls::watch] certificate {verb} at {end}: [\"")
+    };
+    let soon = line("expires", now + 13 * day);
+    assert!(proxy.until(|log| log.contains(&soon)).await);
+    assert!(proxy.log().contains("bad.pem"), "{}", proxy.log());
+    assert!(!proxy.log().contains("good.pem"), "{}", proxy.log());
+    let expires = async || {
+        let metrics = reqwest::get(format!("http://{admin}/metrics")).await;
+        let metrics = metrics.unwrap().text().await.unwrap();
+        let value = metrics.lines().find_map(|line| {
+            line.strip_prefix("pingora_mcp_certificate_expiry_timestamp_seconds ")
+        });
+        SystemTime::UNIX_EPOCH + Duration::from_secs(value.unwrap().parse().unwrap())
+    };
+    let is_second = |shown: SystemTime, end: SystemTime| {
+        shown <= end && end.duration_since(shown).unwrap() < Duration::from_secs(1)
+    };
+    assert!(is_second(expires().await, now + 13 * day));
+
+    authority.issue_until("bad", now - day);
+    let expired = line("expired", now - day);
+    assert!(proxy.until(|log| log.contains(&expired)).await);
+    assert!(is_second(expires().await, now - day));
+    authority.issue("bad", &["localhost"]);
+    let again = |log: String| log.matches("read again").count() == 2;
+    assert!(proxy.until(again).await);
+    assert!(is_second(expires().await, now + 15 * day));
+    assert_eq!(proxy.log().matches("certificate expire").count(), 2);
+}
+
+#[tokio::test]
 async fn a_handshake_that_fails_is_told_and_no_error() {
     let authority = Authority::new();
     let own = authority.issue("own", &["localhost"]);
@@ -717,7 +761,7 @@ fn client_tls(ca: &Path, Files { certificate, key }: &Files) -> String {
 
 async fn logged(proxy: &ProxyProcess, text: &str) {
     while !proxy.log().contains(text) {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

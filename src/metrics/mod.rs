@@ -9,7 +9,7 @@ mod series;
 mod tools;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, StatusCode};
 use prometheus::core::Collector;
@@ -44,6 +44,7 @@ pub struct Metrics {
     sessions_ended: IntCounterVec,
     sessions_live: IntGauge,
     open_connections: IntGauge,
+    certificates_expire: IntGauge,
     store_lookups: HistogramVec,
     refusals: IntCounterVec,
     limits_hit: IntCounterVec,
@@ -109,6 +110,8 @@ pub struct Now {
     pub sessions: Option<u64>,
     /// Connections of clients that are open.
     pub connections: usize,
+    /// When the first certificate of a listener expires. `None` without TLS.
+    pub certificates_expire: Option<SystemTime>,
 }
 
 impl Metrics {
@@ -184,6 +187,10 @@ impl Metrics {
             open_connections: new.gauge(
                 "pingora_mcp_open_connections",
                 "Connections of clients that are open.",
+            )?,
+            certificates_expire: new.gauge(
+                "pingora_mcp_certificate_expiry_timestamp_seconds",
+                "When the first certificate of a listener expires, as Unix time.",
             )?,
             store_lookups: new.histograms(
                 "pingora_mcp_store_lookup_duration_seconds",
@@ -367,6 +374,12 @@ impl Metrics {
         }
         self.open_connections
             .set(i64::try_from(now.connections).unwrap_or(i64::MAX));
+        if let Some(expire) = now.certificates_expire {
+            let since = expire.duration_since(SystemTime::UNIX_EPOCH);
+            let seconds = since.map_or(0, |since| since.as_secs());
+            self.certificates_expire
+                .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
         let capacity = totals.capacity.saturating_sub(scraped.capacity);
         for (cause, more) in [
             ("idle", totals.idle.saturating_sub(scraped.idle)),

@@ -35,6 +35,7 @@ pub use admin::{Admin, AdminSettings, Reloads};
 
 use crate::exchange::{Exchange, SessionOutcome};
 use crate::gateway::Gateway;
+use crate::listener::Listeners;
 use crate::mcp::{Era, McpMethod, header::MCP_NAME};
 use crate::metrics::{
     Connected, Ending, Finished, HttpMethod, Limit, Metrics, Now, Target, Totals,
@@ -46,6 +47,7 @@ use crate::rejection::REFUSED;
 pub struct Observer {
     metrics: Option<Arc<Metrics>>,
     access_log: Option<AccessLog>,
+    listeners: Option<Listeners>,
 }
 
 /// What only the one who spoke to the client knows of a request that is over.
@@ -67,6 +69,16 @@ impl Observer {
         Self {
             metrics,
             access_log,
+            listeners: None,
+        }
+    }
+
+    /// Tells when the certificates of `listeners` expire, too.
+    #[must_use]
+    pub fn with_listeners(self, listeners: Listeners) -> Self {
+        Self {
+            listeners: Some(listeners),
+            ..self
         }
     }
 
@@ -142,6 +154,7 @@ impl Observer {
         let now = Now {
             sessions: census.live,
             connections: load.connections(),
+            certificates_expire: self.listeners.as_ref().and_then(Listeners::expire),
         };
         let totals = Totals {
             idle: census.idle,

@@ -12,7 +12,8 @@ use serde::Deserialize;
 
 use super::watch::fingerprint;
 use super::{
-    ChainFile, KeyFile, Problem, RootsFile, Watched, WatchedFiles, chain, identity, key, roots,
+    ChainFile, Expires, KeyFile, Problem, RootsFile, Watched, WatchedFiles, chain, identity, key,
+    roots,
 };
 
 /// How a backend is connected to by TLS.
@@ -103,6 +104,8 @@ struct Authorities {
     certificates: Arc<CaType>,
 }
 
+impl Expires for Authorities {}
+
 impl Authorities {
     fn read(files: &[Vec<u8>]) -> Result<Self, Problem> {
         let chain = chain(&files[0])?;
@@ -121,6 +124,8 @@ struct Identity {
     fingerprint: u64,
     certificate: Arc<CertKey>,
 }
+
+impl Expires for Identity {}
 
 impl Identity {
     fn read(files: &[Vec<u8>]) -> Result<Self, Problem> {

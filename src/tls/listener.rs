@@ -1,6 +1,7 @@
 //! What a listener shows its clients, and which of them it lets in.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use pingora_core::Result;
 use pingora_core::listeners::ALPN;
@@ -23,8 +24,8 @@ use rustls::{
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    ChainFile, KeyFile, Problem, RootsFile, Watched, WatchedFiles, chain, default_provider,
-    identity, is_certificate, roots,
+    ChainFile, Expires, KeyFile, Problem, RootsFile, Watched, WatchedFiles, chain,
+    default_provider, identity, is_certificate, roots,
 };
 use crate::setting::{Entries, Entry, parse};
 
@@ -54,6 +55,14 @@ impl ListenerTls {
             acceptor: self.settings().build(),
             clients: self.clients.clone(),
         }
+    }
+
+    /// When the first of its certificates expires.
+    pub(crate) fn expires(&self) -> Option<SystemTime> {
+        let certificates = self.certificates.0.iter();
+        certificates
+            .filter_map(|Identity(files)| files.current().expires())
+            .min()
     }
 
     pub(crate) fn files(&self) -> Vec<Arc<dyn WatchedFiles>> {
@@ -143,6 +152,18 @@ impl TryFrom<IdentitySection> for Identity {
     }
 }
 
+impl Expires for CertifiedKey {
+    /// The first of its chain: clients need all of it.
+    fn expires(&self) -> Option<SystemTime> {
+        let end = |der: &CertificateDer<'_>| {
+            let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+            let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+            Some(SystemTime::UNIX_EPOCH + Duration::from_secs(end))
+        };
+        self.cert.iter().filter_map(end).min()
+    }
+}
+
 impl Entry for Identity {
     const DUPLICATE: &'static str = "duplicate certificate: expected each once";
 
@@ -201,6 +222,8 @@ struct Admission {
     verifier: Arc<dyn ClientCertVerifier>,
     sessions: Arc<ServerSessionMemoryCache>,
 }
+
+impl Expires for Admission {}
 
 impl Admission {
     fn by(authorities: &[u8]) -> Result<Self, Problem> {

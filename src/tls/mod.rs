@@ -21,7 +21,7 @@ pub(crate) use backend::{BackendTls, BackendTlsSection, has_system_roots};
 pub(crate) use listener::Handshake;
 pub use listener::ListenerTls;
 pub use watch::CertificateWatch;
-pub(crate) use watch::{Watched, WatchedFiles};
+pub(crate) use watch::{Expires, Watched, WatchedFiles};
 
 use crate::setting::{Text, parse};
 

@@ -8,13 +8,21 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
 
 use super::{Problem, read};
+
+/// What may be good until some time only.
+pub(crate) trait Expires {
+    /// Until when clients take it for good. `None` where that is not known, or no client sees it.
+    fn expires(&self) -> Option<SystemTime> {
+        None
+    }
+}
 
 /// What is made of some files.
 pub(crate) struct Watched<T> {
@@ -66,9 +74,12 @@ impl<T> fmt::Debug for Watched<T> {
 pub(crate) trait WatchedFiles: Send + Sync {
     /// Looks at the files, and at what is in them if they have changed since the last look.
     fn look(&self);
+
+    /// Logs that what they hold has expired, or is about to.
+    fn warn(&self);
 }
 
-impl<T: Send + Sync> WatchedFiles for Watched<T> {
+impl<T: Expires + Send + Sync> WatchedFiles for Watched<T> {
     fn look(&self) {
         let contents = contents(&self.paths);
         let fingerprint = fingerprint(&contents);
@@ -80,11 +91,25 @@ impl<T: Send + Sync> WatchedFiles for Watched<T> {
                 let current = self.current.write();
                 *current.unwrap_or_else(PoisonError::into_inner) = Arc::new(made);
                 log::info!("certificate files read again: {self:?}");
+                self.warn();
             }
             Err(problem) => {
                 log::error!("certificate files changed, the old ones stay: {self:?}: {problem}");
             }
         }
+    }
+
+    fn warn(&self) {
+        let Some(expires) = self.current().expires() else {
+            return;
+        };
+        let now = SystemTime::now();
+        if expires > now + SOON {
+            return;
+        }
+        let verb = if expires > now { "expires" } else { "expired" };
+        let at = humantime::format_rfc3339_seconds(expires);
+        log::warn!("certificate {verb} at {at}: {self:?}");
     }
 }
 
@@ -110,6 +135,9 @@ impl CertificateWatch {
 #[async_trait]
 impl BackgroundService for CertificateWatch {
     async fn start(&self, mut shutdown: ShutdownWatch) {
+        for files in (self.0)() {
+            files.warn();
+        }
         while tokio::time::timeout(INTERVAL, shutdown.changed())
             .await
             .is_err()
@@ -129,5 +157,8 @@ pub(crate) fn fingerprint(contents: &impl Hash) -> u64 {
     contents.hash(&mut hasher);
     hasher.finish()
 }
+
+/// Issuers renew weeks before this.
+const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 const INTERVAL: Duration = Duration::from_secs(2);

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use h2::client::SendRequest;
 use http::{Method, Request, Response};
@@ -66,6 +67,20 @@ impl Authority {
 
     /// Issues a certificate for `names` (or addresses) into the files `stem.pem` and `stem.key`.
     pub fn issue(&self, stem: &str, names: &[&str]) -> Files {
+        self.issue_with(stem, names, |_| {})
+    }
+
+    /// The same for `localhost`, good until `end`.
+    pub fn issue_until(&self, stem: &str, end: SystemTime) -> Files {
+        self.issue_with(stem, &["localhost"], |params| params.not_after = end.into())
+    }
+
+    fn issue_with(
+        &self,
+        stem: &str,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Files {
         let files = Files {
             certificate: self.folder.join(format!("{stem}.pem")),
             key: self.folder.join(format!("{stem}.key")),
@@ -73,6 +88,7 @@ impl Authority {
         let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name = named(stem);
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(&files.certificate, certificate.pem()).unwrap();
