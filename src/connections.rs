@@ -1,9 +1,9 @@
-//! Connections of clients: how many there may be, and how long one may take for its TLS handshake and
-//! to send a header.
+//! Connections of clients: how many there may be, and how long one may take for its TLS handshake
+//! and to send a header.
 //!
-//! Pingora bounds none of these: it accepts without end, gives each handshake a minute, and its read
-//! timeout starts anew with each byte. So the handshake is made here, and each connection is wrapped in
-//! one that counts, and that knows when a header is awaited.
+//! Pingora bounds neither: it accepts without end, a handshake has a fixed minute, and its read
+//! timeout starts anew with each byte. So the handshake is made here, and each connection is
+//! wrapped in one that counts, and that knows when a header is awaited.
 
 use std::future::ready;
 use std::io::{self, Cursor};
@@ -62,12 +62,13 @@ impl<A> Connections<A> {
     /// The connection after its TLS handshake, if that is made and in time.
     async fn shake_hands(&self, stream: Stream, limit: Duration) -> Option<Stream> {
         let digest = stream.get_socket_digest();
+        // While the socket is open, or the address may be another's.
+        let client = digest.as_ref().and_then(|digest| digest.peer_addr());
         let failure = match timeout(limit, self.handshakes.accept(stream)).await {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("not within {limit:?}"),
         };
-        let client = digest.as_ref().and_then(|digest| digest.peer_addr());
         let client = client.map_or_else(|| "a client".to_owned(), ToString::to_string);
         log::info!("TLS handshake failed: {client}: {failure}");
         None

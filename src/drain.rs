@@ -56,8 +56,8 @@ impl Default for DrainSettings {
 }
 
 impl Drain {
-    /// Of a server whose connections are in `load`, and that hands its sockets over at `upgrade_sock`: its
-    /// own `sockets`, or without them those that Pingora has.
+    /// Of a server whose connections are in `load`, and that hands its sockets over at
+    /// `upgrade_sock`: its own `sockets`, or without them those that Pingora has.
     pub fn new(
         settings: DrainSettings,
         load: Load,
@@ -96,16 +96,18 @@ impl Drain {
         let sockets = self.sockets.get().ok_or("nothing is listened on yet")?;
         let (sockets, upgrade_sock) = (Arc::clone(sockets), self.upgrade_sock.clone());
         let (told, outcome) = oneshot::channel();
-        // Pingora sleeps until the new process is there. A thread of its own, as the end of a runtime
-        // would wait for one of the runtime's.
-        thread::spawn(move || told.send(sockets.lock().send_to_sock(upgrade_sock.as_str())));
+        // Pingora sleeps until the new process is there. A thread of its own, as the end of a
+        // runtime would wait for one of the runtime's.
+        let send = move || told.send(sockets.lock().send_to_sock(upgrade_sock.as_str()));
+        let thread = thread::Builder::new().spawn(send);
+        thread.map_err(|error| error.to_string())?;
         let sent = outcome.await.map_err(|error| error.to_string())?;
         sent.map(drop).map_err(|error| error.to_string())
     }
 
-    /// Gives the listening sockets to a new process and returns when that has begun, with `false` if
+    /// Gives the listening sockets to a new process, and says when that has begun. `false` where
     /// there is none: to end then would leave nobody at all.
-    async fn is_succeeded(&self) -> bool {
+    async fn give_way(&self) -> bool {
         if let Err(error) = self.hand_over().await {
             log::error!("no new process took the sockets over: {error}");
             return false;
@@ -147,7 +149,7 @@ impl ShutdownSignalWatch for Signals {
             tokio::select! {
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
                 _ = terminate.recv() => break,
-                succeeded = drain.is_succeeded() => if succeeded {
+                is_succeeded = drain.give_way() => if is_succeeded {
                     break;
                 },
             }

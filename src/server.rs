@@ -172,8 +172,8 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Sockets that take connections from now on, for the services to go on with. Pingora itself would try
-/// a bind for half a minute and then go on without the listener.
+/// Sockets that take connections from now on, for the services to go on with. Pingora itself would
+/// try a bind for half a minute and then go on without the listener.
 fn bind(config: &Config) -> Result<ListenFds, StartError> {
     let bind = |address: SocketAddr| {
         let bound = TcpListener::bind(address).and_then(|socket| {

@@ -60,7 +60,8 @@ async fn connected(address: SocketAddr) -> TcpStream {
     }
 }
 
-/// The built binary on `addresses`, which it may not listen on yet, and the file of its configuration.
+/// The built binary on `addresses`, which it may not listen on yet, and the file of its
+/// configuration.
 fn start(addresses: &[SocketAddr], mcp: &str) -> (Program, PathBuf) {
     let mut yaml = String::from("mcp:\n  listeners:\n");
     for address in addresses {
