@@ -80,6 +80,10 @@ impl TryFrom<Text> for PublicUrl {
         // trailing slash.
         let path = url.path().trim_end_matches('/');
         let origin = url.origin().ascii_serialization();
+        // It would end the quotes of a challenge.
+        if origin.contains('"') {
+            return Err(EXPECTED);
+        }
         Ok(Self {
             resource: format!("{origin}{path}"),
             metadata: format!("{origin}{PROTECTED_RESOURCE}{path}"),
