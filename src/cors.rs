@@ -7,7 +7,8 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
 use serde::{Deserialize, Deserializer};
 
@@ -254,10 +255,14 @@ fn allowed_headers(request: &HeaderMap) -> HeaderValue {
 }
 
 fn is_loopback_origin(origin: &HeaderValue) -> bool {
-    let Ok(uri) = Uri::try_from(origin.as_bytes()) else {
+    let origin = origin.as_bytes();
+    let authority = origin.strip_prefix(b"http://");
+    let authority = authority.or_else(|| origin.strip_prefix(b"https://"));
+    let Some(Ok(authority)) = authority.map(Authority::try_from) else {
         return false;
     };
-    matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(is_loopback)
+    let names_no_more = authority.port_u16().is_some() || authority.as_str() == authority.host();
+    names_no_more && !authority.as_str().contains('@') && is_loopback(authority.host())
 }
 
 const NOT_AN_ORIGIN: &str =
@@ -314,6 +319,12 @@ mod tests {
             "https://app.example",
             "file://localhost",
             "http://attacker.example#localhost",
+            "http://localhost#attacker.example",
+            "http://localhost/",
+            "http://localhost?",
+            "http://user@localhost:80",
+            "http://localhost:port",
+            "http://",
             "localhost",
         ] {
             assert!(!judge(&policy, origin, Reach::Loopback), "{origin}");

@@ -82,9 +82,11 @@ fn check_grant(grant: &OriginGrant, origins: &[&str], request: &HeaderMap, reach
     if origins == ["*"] {
         return;
     }
-    let page = origin.to_str().expect("a configured origin is text");
+    let page = origin.to_str().expect("an origin is text");
     if origins.is_empty() {
         assert_eq!(reach, Reach::Loopback);
+        let (_, authority) = page.split_once("://").expect("a scheme");
+        assert!(!authority.contains(['/', '?', '#', '@']), "{page}");
         let host = browser_host(page);
         assert!(host.is_none_or(|host| is_loopback(&host)), "{page}");
     } else {
