@@ -19,8 +19,10 @@ use pingora_core::server::Server;
 use pingora_core::services::background::background_service;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_mcp::proxy::{
-    answer_failure, begin, connection, judge, read_ahead, respond, take_body, take_header,
+    answer_failure, begin, connection, give_up_unheard, judge, read_ahead, respond, take_body,
+    take_header,
 };
+use pingora_mcp::reaper::Reaper;
 use pingora_mcp::{Admission, Exchange, Gateway, Settings, server};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session, http_proxy_service};
 
@@ -38,6 +40,9 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     server.add_service(background_service("certificates", certificates));
+    if let Some(reaper) = Reaper::new(&server.configuration, Arc::clone(&gateway), None) {
+        server.add_service(background_service("reaper", reaper));
+    }
     if arguments.next().is_some() {
         let mut service = http_proxy_service(&server.configuration, ApiKeyProxy { gateway });
         for listener in listeners.iter() {
@@ -84,7 +89,7 @@ impl ProxyHttp for ApiKeyProxy {
                 return judge(&self.gateway, session, exchange).await;
             }
             Ok(_) if has_key(request) => {
-                read_ahead(&self.gateway, session).await?;
+                read_ahead(&self.gateway, session, exchange).await?;
                 return Ok(false);
             }
             Ok(_) => {
@@ -178,6 +183,15 @@ impl ProxyHttp for ApiKeyProxy {
         exchange: &mut Exchange,
     ) -> FailToProxy {
         answer_failure(&self.gateway, session, error, exchange).await
+    }
+
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&pingora_core::Error>,
+        exchange: &mut Exchange,
+    ) {
+        give_up_unheard(&self.gateway, session, error, exchange).await;
     }
 
     /// Pingora's own line quotes what a backend sent, its session ids included.

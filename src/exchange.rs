@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use http::HeaderValue;
 use pingora_core::upstreams::peer::HttpPeer;
 
 use crate::backend::{Backend, BackendName, Lease};
@@ -38,6 +39,8 @@ pub struct Exchange {
     pub(crate) era: Option<Era>,
     pub(crate) lookup: Option<(LookupOutcome, Duration)>,
     pub(crate) session: Option<BoundSession>,
+    /// The client's own, where it is kept for its session's end.
+    pub(crate) authorization: Option<HeaderValue>,
     /// How long a 405 to this request is remembered, where it is.
     pub(crate) get_405_memory: Option<Duration>,
     pub(crate) stream: Option<OpenStream>,
@@ -50,7 +53,8 @@ pub struct Exchange {
     pub(crate) body_length: u64,
     // Written by `another_backend`.
     pub(crate) unreachable: Vec<BackendName>,
-    // Written by `from_backend`; by `held_answer` where that finds the session lost.
+    // Written by `from_backend`; by `held_answer` where that finds the session lost, and by
+    // `client_left`.
     pub(crate) outcome: SessionOutcome,
     pub(crate) is_stream: bool,
     // Written when the backend's answer goes to the client, where somebody observes.

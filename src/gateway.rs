@@ -31,7 +31,7 @@ use crate::metrics::LookupOutcome;
 use crate::rejection::Rejection;
 use crate::route::{HostHeader, Route};
 use crate::rules::Rules;
-use crate::session::{Binding, Opened, SessionStore, StoreError};
+use crate::session::{Binding, Opened, Reaping, SessionSettings, SessionStore, StoreError};
 
 /// Decides for each request where it goes and what each side sees.
 ///
@@ -44,12 +44,14 @@ use crate::session::{Binding, Opened, SessionStore, StoreError};
 /// [is held](Exchange::is_held), the client gets [`held_answer`](Self::held_answer). The body of a
 /// request to a route with a policy goes through [`judge`](Self::judge), before `route` is called,
 /// and each part of any other through [`body_from_client`](Self::body_from_client), or `max_body`
-/// holds only for what has a `Content-Length`.
+/// holds only for what has a `Content-Length`. Where a client leaves before it has an answer,
+/// [`client_left`](Self::client_left) gives up the session that this opened.
 #[derive(Debug)]
 pub struct Gateway {
     rules: ArcSwap<Rules>,
     store: Arc<dyn SessionStore>,
     load: Load,
+    reaping: Option<Reaping>,
 }
 
 /// What is to be done with an admitted request.
@@ -72,6 +74,7 @@ impl Gateway {
             load: Load::new(&rules.limits),
             rules: ArcSwap::from_pointee(rules),
             store,
+            reaping: None,
         }
     }
 
@@ -97,6 +100,20 @@ impl Gateway {
     /// What the request of `exchange` goes by, from its beginning to its end.
     pub(crate) fn rules_of<'e>(&self, exchange: &'e mut Exchange) -> &'e Arc<Rules> {
         exchange.rules.get_or_insert_with(|| self.rules.load_full())
+    }
+
+    /// Keeps what a [`Reaper`](crate::reaper::Reaper) is to tell backends, as `sessions.reap` says.
+    /// The store keeps its own.
+    pub fn with_reaping(self, sessions: &SessionSettings) -> Self {
+        let reaping = |settings| Reaping::new(settings, sessions);
+        Self {
+            reaping: sessions.reap.0.map(reaping),
+            ..self
+        }
+    }
+
+    pub(crate) fn reaping(&self) -> Option<&Reaping> {
+        self.reaping.as_ref()
     }
 
     /// How much clients have now. Each clone shows the same.
@@ -198,6 +215,9 @@ impl Gateway {
         if exchange.call == Call::Get && !accepts_event_stream(&request.headers) {
             return Err(Rejection::StreamNotAccepted);
         }
+        if let Some(reaping) = &self.reaping {
+            exchange.authorization = reaping.authorization_of(&request.headers);
+        }
         let mut ids = request.headers.get_all(MCP_SESSION_ID).iter();
         let Some(id) = ids.next() else {
             return match exchange.call {
@@ -221,6 +241,10 @@ impl Gateway {
             .filter(|binding| binding.route == route.path)
             .ok_or(Rejection::UnknownSession)?;
         let backend = route.pool.get(&binding.backend)?;
+        if let Some(reaping) = &self.reaping {
+            let authorization = exchange.authorization.as_ref();
+            reaping.keep(&binding, authorization).await;
+        }
         exchange.session = Some(BoundSession { id, binding });
         exchange.backend = Some(backend);
         Ok(())
@@ -478,6 +502,9 @@ impl Gateway {
             (SessionOutcome::None | SessionOutcome::Opened(_) | SessionOutcome::Kept, _) => Ok(()),
             // Left behind, it goes with the backend's 404 to the session's next request.
             (SessionOutcome::Ended | SessionOutcome::Lost, _) => {
+                if let Some(reaping) = &self.reaping {
+                    reaping.take_authorization(&session.binding).await;
+                }
                 self.store.remove(session.id).await
             }
         };
@@ -510,19 +537,60 @@ impl Gateway {
         let (Some(route), Some(backend)) = (&exchange.route, &exchange.backend) else {
             return Err(Rejection::Internal);
         };
-        let session =
-            BackendSessionId::try_from(given).map_err(|_| Rejection::BackendAnswerInvalid)?;
-        let id = ClientSessionId::mint();
-        let binding = Binding {
+        let bind = |session| Binding {
             route: route.path.clone(),
             backend: backend.name().clone(),
             session,
             opened: Opened::now(),
         };
+        let Ok(session) = BackendSessionId::try_from(given) else {
+            let session = BackendSessionId::of_any_form(given);
+            self.abandon(bind(session), exchange).await;
+            return Err(Rejection::BackendAnswerInvalid);
+        };
+        let id = ClientSessionId::mint();
+        let binding = bind(session);
         route.note_session();
         let client = exchange.connection.network();
-        self.store.open(id, binding, client).await?;
+        if let Err(error) = self.store.open(id, binding.clone(), client).await {
+            self.abandon(binding, exchange).await;
+            return Err(error.into());
+        }
+        if let Some(reaping) = &self.reaping {
+            let authorization = exchange.authorization.as_ref();
+            reaping.keep(&binding, authorization).await;
+        }
         Ok(SessionOutcome::Opened(id))
+    }
+
+    /// The client has left and never had the answer: a session that this opened is nobody's.
+    /// [`proxy::give_up_unheard`](crate::proxy::give_up_unheard) finds out whether it is so.
+    pub async fn client_left(&self, exchange: &mut Exchange) {
+        let SessionOutcome::Opened(id) = exchange.outcome else {
+            return;
+        };
+        exchange.outcome = SessionOutcome::None;
+        let taken = match self.store.find(id).await {
+            Ok(Some(binding)) => {
+                let removed = self.store.remove(id).await;
+                self.abandon(binding, exchange).await;
+                removed
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
+            log::warn!("session not updated: {error}");
+        }
+    }
+
+    /// Has a backend told that nobody uses the session that it has just opened.
+    async fn abandon(&self, binding: Binding, exchange: &Exchange) {
+        if let Some(reaping) = &self.reaping {
+            let authorization = exchange.authorization.as_ref();
+            reaping.keep(&binding, authorization).await;
+            reaping.push(binding);
+        }
     }
 
     /// Completes an answer for the client, whoever gave it.

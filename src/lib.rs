@@ -51,6 +51,7 @@ pub mod metrics;
 pub mod observe;
 pub mod policy;
 pub mod proxy;
+pub mod reaper;
 pub mod rejection;
 pub mod reload;
 pub mod route;

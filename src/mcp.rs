@@ -180,12 +180,19 @@ impl fmt::Debug for ClientSessionId {
 }
 
 /// The session id that a backend gave, known to that backend and this proxy only.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct BackendSessionId(HeaderValue);
 
 impl BackendSessionId {
     /// The longest id taken from a backend, in bytes. Real ones have 32 to 36.
     pub const MAX_LENGTH: usize = 1024;
+
+    /// What a backend gave as an id, of any form, to be given back to it and to nobody else.
+    pub(crate) fn of_any_form(value: &HeaderValue) -> Self {
+        let mut value = value.clone();
+        value.set_sensitive(true);
+        Self(value)
+    }
 
     /// The id as it goes to the backend.
     pub fn to_header(&self) -> HeaderValue {

@@ -96,7 +96,7 @@ impl ProxyHttp for McpProxy {
         let (header, body) = match self.gateway.admit(request, connection, exchange).await {
             Ok(Admission::Forward) => {
                 expect_next(session, exchange);
-                read_ahead(&self.gateway, session).await?;
+                read_ahead(&self.gateway, session, exchange).await?;
                 return Ok(false);
             }
             Ok(Admission::Judge) => {
@@ -226,6 +226,7 @@ impl ProxyHttp for McpProxy {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+        give_up_unheard(&self.gateway, session, error, exchange).await;
         let transfer = Transfer {
             request: session.req_header(),
             status: session.response_written().map(|header| header.status),
@@ -291,8 +292,12 @@ fn expect_next(session: &mut Session, exchange: &Exchange) {
 ///
 /// # Errors
 /// The body cannot be read, or not in time.
-pub async fn read_ahead(gateway: &Gateway, session: &mut Session) -> Result<()> {
-    let Limit(silence) = gateway.timeouts().body;
+pub async fn read_ahead(
+    gateway: &Gateway,
+    session: &mut Session,
+    exchange: &mut Exchange,
+) -> Result<()> {
+    let Limit(silence) = gateway.rules_of(exchange).timeouts.body;
     let (Some(silence), Some(_)) = (silence, session.as_downstream().as_http2()) else {
         return Ok(());
     };
@@ -468,6 +473,23 @@ pub async fn answer_failure(
         log::debug!("rest of the request not read: {error}");
     }
     failed(status)
+}
+
+/// Ends the session that a request has opened whose client left without the answer that tells its id,
+/// for `ProxyHttp::logging`. `error` is what that is called with.
+pub async fn give_up_unheard(
+    gateway: &Gateway,
+    session: &Session,
+    error: Option<&Error>,
+    exchange: &mut Exchange,
+) {
+    let header = session.response_written();
+    let is_told = header.is_some_and(|header| !header.status.is_informational());
+    // Who has the id may resume a stream; what is lost of any other answer is lost for good.
+    let is_lost = !(is_told && exchange.is_stream);
+    if is_lost && error.is_some_and(is_client_gone) {
+        gateway.client_left(exchange).await;
+    }
 }
 
 /// A client that leaves is no failure; a refusal, an end and an answer that is held back were decided

@@ -21,6 +21,7 @@ use crate::listener::Listeners;
 use crate::metrics::Metrics;
 use crate::observe::{AccessLog, Admin, Observer};
 use crate::proxy::McpProxy;
+use crate::reaper::Reaper;
 use crate::reload::{Fixed, Reload};
 use crate::session::MemoryStore;
 use crate::setting::Most;
@@ -66,6 +67,14 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     });
     let watch = certificate_watch(&listeners, Arc::clone(&gateway));
     pingora.add_service(background_service("certificates", watch));
+    let reaper = Reaper::new(
+        &pingora.configuration,
+        Arc::clone(&gateway),
+        metrics.clone(),
+    );
+    if let Some(reaper) = reaper {
+        pingora.add_service(background_service("reaper", reaper));
+    }
     let upgrade_sock = pingora.configuration.upgrade_sock.clone();
     let load = gateway.load().clone();
     let drain = Arc::new(Drain::new(settings, load, upgrade_sock, sockets));
@@ -93,8 +102,9 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
 
 /// The gateway that `config` describes, with its sessions in memory.
 pub fn gateway(config: Config) -> Gateway {
-    let store = Arc::new(MemoryStore::new(config.sessions.clone()));
-    Gateway::new(config.into(), store)
+    let sessions = config.sessions.clone();
+    let store = Arc::new(MemoryStore::new(sessions.clone()));
+    Gateway::new(config.into(), store).with_reaping(&sessions)
 }
 
 /// The proxy as a service on `listeners`, to host in a Pingora server of your own.

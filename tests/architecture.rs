@@ -25,6 +25,7 @@ const LAYERS: &[&str] = &[
     "rules",
     "exchange",
     "gateway",
+    "reaper",
     "drain",
     "observe",
     "config",

@@ -303,6 +303,7 @@ fn known_keys() -> BTreeSet<String> {
             "mcp: {routes: [{compatibility: {probe: 1}}]}",
         ),
         ("mcp.sessions", "mcp: {sessions: {probe: 1}}"),
+        ("mcp.sessions.reap", "mcp: {sessions: {reap: {probe: 1}}}"),
         ("mcp.timeouts", "mcp: {timeouts: {probe: 1}}"),
         ("mcp.limits", "mcp: {limits: {probe: 1}}"),
         ("mcp.cors", "mcp: {cors: {probe: 1}}"),

@@ -211,7 +211,7 @@ async fn no_label_has_a_value_that_a_client_or_a_backend_made_up() {
                 "era" => &["", "session", "stateless"],
                 "connection" => &["new", "reused"],
                 "cause" => &["deleted", "lost", "idle", "lifetime", "capacity"],
-                "outcome" => &["found", "missing", "error"],
+                "outcome" => &["found", "missing", "error", "dropped"],
                 "reason" => &["unknown-path", "backend-unreachable", "backend-timeout"],
                 "limit" => &[
                     "connect",

@@ -161,6 +161,32 @@ async fn a_session_that_is_bound_anew_lives_no_longer() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(opened.elapsed() >= Duration::from_millis(200));
+    assert_eq!(store.census().await.lifetime, 1);
+}
+
+/// Idle, at capacity, or used until its lifetime was over: not what its client ended.
+#[tokio::test]
+async fn each_session_that_was_forgotten_is_given_to_one_caller() {
+    let limits = "{ capacity: 2, evict: oldest, idle_timeout: 50ms, lifetime: 200ms }";
+    let store = MemoryStore::new(with_yaml(limits));
+    let ids: Vec<_> = (0..4).map(|_| ClientSessionId::mint()).collect();
+    for (position, id) in ids.iter().enumerate() {
+        store.insert(*id, binding(position)).await.unwrap();
+        if position == 1 {
+            store.remove(*id).await.unwrap();
+        }
+    }
+    let mut forgotten = Vec::new();
+    let began = Instant::now();
+    while forgotten.len() < 3 {
+        assert!(began.elapsed() < Duration::from_secs(10), "one is kept");
+        forgotten.extend(store.abandoned(1).await.unwrap());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(store.abandoned(10).await, Ok(Vec::new()));
+    let mut forgotten: Vec<_> = forgotten.into_iter().map(|one| one.binding).collect();
+    forgotten.sort_by_key(|binding| binding.session.to_header().as_bytes().to_vec());
+    assert_eq!(forgotten, [binding(0), binding(2), binding(3)]);
 }
 
 #[tokio::test]

@@ -98,12 +98,7 @@ fn check_grant(grant: &OriginGrant, origins: &[&str], request: &HeaderMap, reach
     }
 }
 
-fn check_answer(
-    answer: &HeaderMap,
-    grant: &OriginGrant,
-    origins: &[&str],
-    has_credentials: bool,
-) {
+fn check_answer(answer: &HeaderMap, grant: &OriginGrant, origins: &[&str], has_credentials: bool) {
     let values = |name: HeaderName| answer.get_all(name).iter().collect::<Vec<_>>();
     let any = HeaderValue::from_static("*");
     let allowed = match grant {

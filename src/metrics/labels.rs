@@ -55,6 +55,31 @@ impl Ending {
     }
 }
 
+/// What a backend made of being told that a session has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reaped {
+    /// It ended it.
+    Ended,
+    /// It knows it no more, or is itself in the configuration no more.
+    Gone,
+    /// It lets nobody end a session.
+    Refused,
+    /// It could not be told, or answered with an error.
+    Failed,
+}
+
+impl Reaped {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Gone => "gone",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// A limit that refused or ended something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

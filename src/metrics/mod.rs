@@ -19,7 +19,7 @@ use prometheus::{
 };
 use serde::Deserialize;
 
-pub use labels::{Connected, Ending, HttpMethod, Limit, LookupOutcome};
+pub use labels::{Connected, Ending, HttpMethod, Limit, LookupOutcome, Reaped};
 pub use series::{CountedStream, LastConnect, Series, Target};
 
 use self::labels::{ERAS, ERRORS, METHODS, STATUSES, era_index, error_index, status_index};
@@ -42,6 +42,7 @@ pub struct Metrics {
     connect_failures: IntCounterVec,
     sessions_opened: IntCounterVec,
     sessions_ended: IntCounterVec,
+    sessions_reaped: IntCounterVec,
     sessions_live: IntGauge,
     open_connections: IntGauge,
     certificates_expire: IntGauge,
@@ -97,6 +98,8 @@ pub struct Totals {
     pub lifetime: u64,
     /// Sessions that made room for others.
     pub capacity: u64,
+    /// Sessions whose backends were not told that they ended, as too many waited.
+    pub reaps_dropped: u64,
     /// Lines that were not written.
     pub log_lines_dropped: u64,
     /// Connections that were refused before there was a request, by reason.
@@ -182,6 +185,11 @@ impl Metrics {
                 "pingora_mcp_sessions_ended_total",
                 "Sessions that ended.",
                 &["cause"],
+            )?,
+            sessions_reaped: new.counters(
+                "pingora_mcp_sessions_reaped_total",
+                "Sessions that ended without their backends, which were told or not.",
+                &["outcome"],
             )?,
             sessions_live: new.gauge("pingora_mcp_sessions_live", "Sessions that are kept.")?,
             open_connections: new.gauge(
@@ -361,6 +369,12 @@ impl Metrics {
         self.sessions_ended.with_label_values(&["lost"]).inc();
     }
 
+    /// Counts a session that its backend was told to end.
+    pub fn session_reaped(&self, outcome: Reaped) {
+        let reaped = &self.sessions_reaped;
+        reaped.with_label_values(&[outcome.name()]).inc();
+    }
+
     /// All metrics in Prometheus's text format.
     ///
     /// # Errors
@@ -403,6 +417,9 @@ impl Metrics {
                 }
             }
         }
+        self.sessions_reaped
+            .with_label_values(&["dropped"])
+            .inc_by(totals.reaps_dropped.saturating_sub(scraped.reaps_dropped));
         let dropped = totals.log_lines_dropped;
         self.log_lines_dropped
             .inc_by(dropped.saturating_sub(scraped.log_lines_dropped));

@@ -41,6 +41,7 @@ use crate::metrics::{
     Connected, Ending, Finished, HttpMethod, Limit, Metrics, Now, Target, Totals,
 };
 use crate::rejection::REFUSED;
+use crate::session::Reaping;
 
 /// Where the facts of each request go. The default is nowhere.
 #[derive(Clone, Debug, Default)]
@@ -160,6 +161,7 @@ impl Observer {
             idle: census.idle,
             lifetime: census.lifetime,
             capacity: census.capacity,
+            reaps_dropped: census.dropped + gateway.reaping().map_or(0, Reaping::dropped),
             log_lines_dropped: self.access_log.as_ref().map_or(0, AccessLog::dropped),
             refused_connections: load.refused_connections().collect(),
         };

@@ -8,9 +8,13 @@ use async_trait::async_trait;
 use moka::future::Cache;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
+use uuid::Uuid;
 
 use super::client::{ClientNetwork, Clients};
-use super::{Binding, Census, Evict, OpenError, SessionSettings, SessionStore, StoreError};
+use super::reap::Waiting;
+use super::{
+    Abandoned, Binding, Census, Claim, Evict, OpenError, SessionSettings, SessionStore, StoreError,
+};
 use crate::mcp::ClientSessionId;
 
 /// The default [`SessionStore`]: it is always reached, and forgets everything when the process
@@ -24,6 +28,8 @@ pub struct MemoryStore {
     capacity: u64,
     lifetime: Duration,
     evict: Evict,
+    /// Forgotten sessions whose backends are to be told, where they are.
+    waiting: Option<Arc<Waiting>>,
 }
 
 #[derive(Clone, Debug)]
@@ -43,6 +49,14 @@ impl Entry {
     }
 }
 
+/// Why a session was forgotten.
+#[derive(Clone, Copy)]
+enum Cause {
+    Idle,
+    Lifetime,
+    Capacity,
+}
+
 /// What is in the cache right now, as moka's own count lags behind, and what it forgot.
 struct Counts {
     sessions: u64,
@@ -59,16 +73,26 @@ impl Counts {
         self.clients.add(client);
     }
 
-    /// Counts a session out. moka does not tell the two reasons to expire apart; the age of what
-    /// expired does.
-    fn remove(&mut self, entry: &Entry, cause: RemovalCause, lifetime: Duration) {
+    /// Counts a session out. `None` where it was removed, or goes on. moka does not tell the two
+    /// reasons to expire apart; the age of what expired does.
+    fn remove(&mut self, entry: &Entry, cause: RemovalCause, lifetime: Duration) -> Option<Cause> {
         self.sessions -= 1;
         self.clients.remove(entry.client);
+        let cause = match cause {
+            RemovalCause::Expired if entry.since.elapsed() >= lifetime => Cause::Lifetime,
+            RemovalCause::Expired => Cause::Idle,
+            RemovalCause::Size => Cause::Capacity,
+            RemovalCause::Explicit | RemovalCause::Replaced => return None,
+        };
+        self.note(cause);
+        Some(cause)
+    }
+
+    fn note(&mut self, cause: Cause) {
         match cause {
-            RemovalCause::Expired if entry.since.elapsed() >= lifetime => self.lifetime += 1,
-            RemovalCause::Expired => self.idle += 1,
-            RemovalCause::Size => self.capacity += 1,
-            RemovalCause::Explicit | RemovalCause::Replaced => {}
+            Cause::Idle => self.idle += 1,
+            Cause::Lifetime => self.lifetime += 1,
+            Cause::Capacity => self.capacity += 1,
         }
     }
 }
@@ -91,6 +115,8 @@ impl MemoryStore {
         }));
         let counted = Arc::clone(&counts);
         let lifetime = settings.lifetime.0;
+        let waiting = settings.reap.0.as_ref().map(Waiting::new).map(Arc::new);
+        let told = waiting.clone();
         let mut cache = Cache::builder()
             // moka's default policy may turn the newest entry away; a session that was just
             // opened must be found.
@@ -98,7 +124,10 @@ impl MemoryStore {
             .time_to_idle(settings.idle_timeout.0)
             .time_to_live(lifetime)
             .eviction_listener(move |_, entry: Entry, cause| {
-                lock(&counted).remove(&entry, cause, lifetime);
+                let cause = lock(&counted).remove(&entry, cause, lifetime);
+                if let (Some(told), Some(_)) = (&told, cause) {
+                    told.push(entry.binding);
+                }
             });
         if settings.evict == Evict::Oldest {
             cache = cache.max_capacity(settings.capacity.0);
@@ -109,6 +138,7 @@ impl MemoryStore {
             capacity: settings.capacity.0,
             lifetime,
             evict: settings.evict,
+            waiting,
         }
     }
 
@@ -144,6 +174,14 @@ impl MemoryStore {
         // moka evicts in batches; at capacity it is made to do so now, to hold the bound.
         if self.len() > self.capacity {
             self.sweep().await;
+        }
+    }
+
+    /// A session was in use until its lifetime was over.
+    fn outlived(&self, entry: Entry) {
+        lock(&self.counts).note(Cause::Lifetime);
+        if let Some(waiting) = &self.waiting {
+            waiting.push(entry.binding);
         }
     }
 
@@ -193,7 +231,9 @@ impl SessionStore for MemoryStore {
         };
         // To moka, a session whose backend gave it another id begins anew.
         if entry.since.elapsed() >= self.lifetime {
-            self.cache.invalidate(&id).await;
+            if let Some(entry) = self.cache.remove(&id).await {
+                self.outlived(entry);
+            }
             return Ok(None);
         }
         Ok(Some(entry.binding))
@@ -204,7 +244,21 @@ impl SessionStore for MemoryStore {
         Ok(())
     }
 
-    /// Sweeps what has expired, as moka does so only while it is used.
+    /// Sweeps what has expired, as moka does so only while it is used. What is taken is settled: no
+    /// other process has this memory.
+    async fn abandoned(&self, most: usize) -> Result<Vec<Abandoned>, StoreError> {
+        let Some(waiting) = &self.waiting else {
+            return Ok(Vec::new());
+        };
+        self.sweep().await;
+        let abandoned = |binding| Abandoned {
+            claim: Claim(*Uuid::new_v4().as_bytes()),
+            binding,
+        };
+        Ok(waiting.take(most).into_iter().map(abandoned).collect())
+    }
+
+    /// Sweeps, as [`abandoned`](Self::abandoned) does.
     async fn census(&self) -> Census {
         self.sweep().await;
         let counts = lock(&self.counts);
@@ -213,6 +267,7 @@ impl SessionStore for MemoryStore {
             idle: counts.idle,
             lifetime: counts.lifetime,
             capacity: counts.capacity,
+            dropped: self.waiting.as_ref().map_or(0, |waiting| waiting.dropped()),
         }
     }
 }

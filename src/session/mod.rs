@@ -5,6 +5,7 @@
 
 mod client;
 mod memory;
+mod reap;
 
 use std::fmt::Debug;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +15,8 @@ use serde::Deserialize;
 
 pub use client::ClientNetwork;
 pub use memory::MemoryStore;
+pub(crate) use reap::Reaping;
+pub use reap::{Reap, ReapSettings};
 
 use crate::backend::BackendName;
 use crate::mcp::{BackendSessionId, ClientSessionId};
@@ -156,6 +159,8 @@ pub struct Census {
     pub lifetime: u64,
     /// Forgotten to make room for another.
     pub capacity: u64,
+    /// Of the forgotten, those that [`SessionStore::abandoned`] will never give, as too many waited.
+    pub dropped: u64,
 }
 
 /// The store cannot be reached.
@@ -220,6 +225,8 @@ pub struct SessionSettings {
     pub idle_timeout: Period,
     /// A session is forgotten this long after it was opened, used or not.
     pub lifetime: Period,
+    /// How the backends of forgotten sessions are told.
+    pub reap: Reap,
 }
 
 impl Default for SessionSettings {
@@ -233,6 +240,7 @@ impl Default for SessionSettings {
             max_new_per_client: Most(Some(500)),
             idle_timeout: Period(Duration::from_secs(24 * 60 * 60)),
             lifetime: Period(Duration::from_secs(7 * 24 * 60 * 60)),
+            reap: Reap::default(),
         }
     }
 }

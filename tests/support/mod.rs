@@ -26,8 +26,12 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::Response;
 use http::{HeaderMap, Method, Uri};
+use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{Fds, ListenFds};
 use pingora_core::services::Service;
+use pingora_core::services::background::BackgroundService;
+use pingora_mcp::metrics::Metrics;
+use pingora_mcp::reaper::Reaper;
 use pingora_mcp::session::SessionStore;
 use pingora_mcp::tls::CertificateWatch;
 use pingora_mcp::{Gateway, Load, Settings, server};
@@ -43,6 +47,8 @@ pub struct Proxy {
     /// What its clients have now.
     pub load: Load,
     pub certificates: CertificateWatch,
+    pub gateway: Arc<Gateway>,
+    conf: Arc<ServerConf>,
     _running: watch::Sender<bool>,
 }
 
@@ -72,6 +78,20 @@ impl Proxy {
         Self::start(LOOPBACK, "", mcp, |mcp| Gateway::new(mcp.into(), store))
     }
 
+    /// A proxy as [`with`](Self::with), of the gateway that `gateway` makes.
+    pub fn with_gateway(mcp: &str, gateway: impl FnOnce(pingora_mcp::Config) -> Gateway) -> Self {
+        Self::start(LOOPBACK, "", mcp, gateway)
+    }
+
+    /// Tells backends of sessions that have ended without them, until what is returned is dropped.
+    pub fn reap(&self, metrics: &Arc<Metrics>) -> watch::Sender<bool> {
+        let (gateway, metrics) = (Arc::clone(&self.gateway), Arc::clone(metrics));
+        let reaper = Reaper::new(&self.conf, gateway, Some(metrics)).unwrap();
+        let (running, shutdown) = watch::channel(false);
+        tokio::spawn(async move { reaper.start(shutdown).await });
+        running
+    }
+
     fn start(
         address: SocketAddr,
         keys: &str,
@@ -86,6 +106,7 @@ impl Proxy {
         let (server, gateway) = (Arc::new(server), Arc::new(gateway(mcp)));
         let load = gateway.load().clone();
         let certificates = server::certificate_watch(&listeners, Arc::clone(&gateway));
+        let (kept, conf) = (Arc::clone(&gateway), Arc::clone(&server));
         let mut service: Box<dyn Service> = match Mutation::from_environment() {
             Some(mutation) => mutant::service(&server, gateway, settings().mcp, mutation),
             None => Box::new(server::proxy_service(&server, gateway, &listeners)),
@@ -96,6 +117,8 @@ impl Proxy {
             address: relay::in_front_of(address),
             load,
             certificates,
+            gateway: kept,
+            conf,
             _running: running,
         }
     }
