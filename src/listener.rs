@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
 use pingora_core::protocols::Stream;
-use pingora_core::protocols::l4::stream::Stream as TcpStream;
+use pingora_core::protocols::l4::stream::{L4BufferSettings, Stream as TcpStream};
 use pingora_core::{Error, ErrorType, Result};
 use serde::{Deserialize, Deserializer};
 
@@ -47,7 +47,13 @@ impl Listener {
     pub(crate) fn socket(&self) -> ListenerConfig {
         let mut options = TcpSocketOptions::default();
         options.tcp_keepalive = Some(tcp_keepalive());
-        ListenerConfig::tcp(self.address.to_string()).tcp_socket_options(options)
+        let read_buffer = match &self.tls {
+            Some(_) => TLS_READ_BUFFER,
+            None => READ_BUFFER,
+        };
+        ListenerConfig::tcp(self.address.to_string())
+            .tcp_socket_options(options)
+            .l4_buffer(L4BufferSettings::default().read(read_buffer))
     }
 }
 
@@ -156,3 +162,10 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::
     let Address(address) = Address::deserialize(deserializer)?;
     Ok(address)
 }
+
+/// A connection keeps its buffer for as long as it is open, and Pingora's of 64 KiB would be most of what
+/// an idle stream takes. What is read of a body does not go through it.
+const READ_BUFFER: usize = 4 * 1024;
+
+/// A TLS record, which is read in pieces.
+const TLS_READ_BUFFER: usize = 16 * 1024;
