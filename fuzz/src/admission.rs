@@ -88,7 +88,7 @@ fn check_grant(grant: &OriginGrant, origins: &[&str], request: &HeaderMap, reach
         let (_, authority) = page.split_once("://").expect("a scheme");
         assert!(!authority.contains(['/', '?', '#', '@']), "{page}");
         let host = browser_host(page);
-        assert!(host.is_none_or(|host| is_loopback(&host)), "{page}");
+        assert!(host.is_some_and(|host| is_loopback(&host)), "{page}");
     } else {
         let is_configured = |origin: &&str| {
             let url = Url::parse(origin).expect("what is configured is a URL");
