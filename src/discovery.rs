@@ -6,10 +6,10 @@
 //! that the client used, but the backend knows only its own: a route's `public_url` is put in its
 //! place.
 
-use http::HeaderValue;
+use http::{HeaderValue, Uri};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use url::Url;
+use url::{Position, Url};
 
 use crate::setting::{Text, is_bare, parse};
 
@@ -58,12 +58,29 @@ impl PublicUrl {
     /// The challenge with the metadata's URL at this proxy in place of the backend's (RFC 9728
     /// 5.1). `None` where it names none.
     pub fn rewrite_challenge(&self, challenge: &HeaderValue) -> Option<HeaderValue> {
-        let text = challenge.to_str().ok()?;
-        let start = text.find(METADATA_PARAMETER)? + METADATA_PARAMETER.len();
-        let length = text[start..].find('"')?;
-        let (before, after) = (&text[..start], &text[start + length..]);
+        let (before, _, after) = split_challenge(challenge)?;
         HeaderValue::try_from(format!("{before}{}{after}", self.metadata)).ok()
     }
+
+    /// Where a backend's challenge says that it keeps its metadata, as the target of a request: that
+    /// may be anywhere (RFC 9728 5.1). `None` where it does not say, or names this proxy.
+    pub(crate) fn metadata_target(&self, challenge: &HeaderValue) -> Option<Uri> {
+        let (_, url, _) = split_challenge(challenge)?;
+        if url == self.metadata {
+            return None;
+        }
+        let url = Url::parse(url).ok().filter(Url::has_host)?;
+        Uri::try_from(&url[Position::BeforePath..Position::AfterQuery]).ok()
+    }
+}
+
+/// What stands before the metadata's URL, the URL, and what stands after it.
+fn split_challenge(challenge: &HeaderValue) -> Option<(&str, &str, &str)> {
+    let text = challenge.to_str().ok()?;
+    let start = text.find(METADATA_PARAMETER)? + METADATA_PARAMETER.len();
+    let (before, rest) = text.split_at(start);
+    let (url, after) = rest.split_at(rest.find('"')?);
+    Some((before, url, after))
 }
 
 impl TryFrom<Text> for PublicUrl {
@@ -92,7 +109,7 @@ impl TryFrom<Text> for PublicUrl {
 }
 
 /// RFC 9728 3.1.
-const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
+pub(crate) const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
 
 /// Clients ask a server for these; the last two although they are an authorization server's, as
 /// servers of 2025-03-26 were both.
@@ -162,5 +179,22 @@ mod tests {
             url.rewrite_challenge(&HeaderValue::from_static("Bearer")),
             None
         );
+    }
+
+    #[test]
+    fn a_challenge_tells_where_the_backend_keeps_its_metadata() {
+        let url = public_url("https://mcp.example/mcp");
+        let target = |challenge| url.metadata_target(&HeaderValue::from_static(challenge));
+        let own =
+            target(r#"Bearer resource_metadata="http://10.0.0.1:3000/a/../b?c#d", scope="a""#);
+        assert_eq!(own.unwrap(), "/b?c");
+        for challenge in [
+            "Bearer",
+            r#"Bearer resource_metadata="/b""#,
+            r#"Bearer resource_metadata="mailto:a@b.example""#,
+            r#"Bearer resource_metadata="https://mcp.example/.well-known/oauth-protected-resource/mcp""#,
+        ] {
+            assert_eq!(target(challenge), None, "{challenge}");
+        }
     }
 }

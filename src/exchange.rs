@@ -35,6 +35,8 @@ pub struct Exchange {
     pub(crate) connection: Connection,
     pub(crate) origin: OriginGrant,
     pub(crate) route: Option<Arc<Route>>,
+    /// Whether its path is the route's own, and not one below.
+    pub(crate) is_at_endpoint: bool,
     pub(crate) call: Call,
     pub(crate) era: Option<Era>,
     pub(crate) lookup: Option<(LookupOutcome, Duration)>,

@@ -167,6 +167,7 @@ impl Gateway {
             return Err(Rejection::UnknownPath);
         };
         exchange.route = Some(Arc::clone(route));
+        exchange.is_at_endpoint = request.uri.path() == route.path.as_str();
         exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
         let length = content_length(&request.headers);
         if is_longer(length, route.max_body) {
@@ -184,7 +185,7 @@ impl Gateway {
         match era {
             Era::Session => {
                 self.admit_to_session(request, route, exchange).await?;
-                remembered_405(request, route, exchange)?;
+                remembered_405(route, exchange)?;
             }
             Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
             Era::Stateless => {}
@@ -659,15 +660,22 @@ fn opens_session(response: &ResponseHeader, exchange: &Exchange) -> bool {
 }
 
 /// Puts the public URL into the answer where the route has one: into its challenges at once, into
-/// a document once it is whole.
+/// a document once it is whole. What a challenge said before of where the document is, is noted, as
+/// the client will ask for it at the usual place.
 fn publish(response: &mut ResponseHeader, exchange: &mut Exchange) -> pingora_core::Result<()> {
-    let Some(public_url) = exchange.public_url() else {
+    let (Some(route), Some(public_url)) = (&exchange.route, exchange.public_url()) else {
         return Ok(());
     };
     let challenges = response.headers.get_all(header::WWW_AUTHENTICATE);
     let challenges: Vec<_> = challenges.into_iter().cloned().collect();
     response.remove_header(&header::WWW_AUTHENTICATE);
     for challenge in challenges {
+        // Below the endpoint, a server may put in what the client asked for.
+        if exchange.is_at_endpoint
+            && let Some(target) = public_url.metadata_target(&challenge)
+        {
+            route.note_metadata(target);
+        }
         let public = public_url
             .rewrite_challenge(&challenge)
             .unwrap_or(challenge);
@@ -682,13 +690,9 @@ fn publish(response: &mut ResponseHeader, exchange: &mut Exchange) -> pingora_co
 
 /// Answers a GET in place of a backend that said a while ago that it has no stream. All backends of
 /// a route offer the same, so that without a session the word of one is enough.
-fn remembered_405(
-    request: &RequestHeader,
-    route: &Route,
-    exchange: &mut Exchange,
-) -> Result<(), Rejection> {
+fn remembered_405(route: &Route, exchange: &mut Exchange) -> Result<(), Rejection> {
     // Below the route's path, there may be something else at each path.
-    if exchange.call != Call::Get || request.uri.path() != route.path.as_str() {
+    if exchange.call != Call::Get || !exchange.is_at_endpoint {
         return Ok(());
     }
     exchange.get_405_memory = route.compatibility.get_405_memory.0;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use http::Uri;
 use http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer};
 
 use crate::backend::{Backend, BackendSection, Pool, Timeouts};
 use crate::compatibility::Compatibility;
-use crate::discovery::{PublicUrl, WellKnown};
+use crate::discovery::{PROTECTED_RESOURCE, PublicUrl, WellKnown};
 use crate::metrics::Series;
 use crate::policy::{MethodPolicy, Policy, ToolPolicy};
 use crate::setting::{Entries, Entry, Most, MostBytes, Text, parse};
@@ -39,6 +40,8 @@ pub struct Route {
     pub max_body: Option<u64>,
     /// Whether a session has been opened here.
     opens_sessions: AtomicBool,
+    /// Where its backends keep the protected resource's metadata, once one has said so.
+    metadata: ArcSwapOption<Uri>,
     /// What is counted of requests that are at none of its backends.
     pub(crate) series: Arc<Series>,
 }
@@ -135,9 +138,14 @@ impl Route {
         self.opens_sessions.store(true, Ordering::Relaxed);
     }
 
+    /// Notes where its backends keep the protected resource's metadata.
+    pub(crate) fn note_metadata(&self, target: Uri) {
+        self.metadata.store(Some(Arc::new(target)));
+    }
+
     /// The URI of `uri` at `backend`: the backend's path in place of the route's, also where it
-    /// follows a discovery path. `None` where the client's path is not this route's, or is too
-    /// long.
+    /// follows a discovery path, but for metadata of which it is known where they are. `None` where
+    /// the client's path is not this route's, or is too long.
     pub fn backend_uri(&self, uri: &Uri, backend: &Backend) -> Option<Uri> {
         let (document, endpoint) = match WellKnown::parse(uri.path()) {
             Some(WellKnown {
@@ -148,6 +156,9 @@ impl Route {
             None => ("", uri.path()),
         };
         let rest = self.path.rest_of(endpoint)?;
+        if let (PROTECTED_RESOURCE, "", Some(target)) = (document, rest, &*self.metadata.load()) {
+            return Some(Uri::clone(target));
+        }
         if rest.is_empty() && document.is_empty() && uri.query().is_none() {
             return Some(backend.uri().clone());
         }
@@ -197,6 +208,7 @@ impl RouteTable {
             if let (Some(route), Some(former)) = (Arc::get_mut(route), same) {
                 route.pool.succeed(&former.pool);
                 route.opens_sessions = AtomicBool::new(former.opens_sessions());
+                route.metadata = ArcSwapOption::new(former.metadata.load_full());
                 route.series = Arc::clone(&former.series);
             }
         }
@@ -300,6 +312,7 @@ impl From<RouteSection> for Route {
             max_stream_age: timeouts.max_stream_age.0,
             max_body: limits.max_body.0,
             opens_sessions: AtomicBool::new(false),
+            metadata: ArcSwapOption::empty(),
             series: Arc::default(),
         }
     }

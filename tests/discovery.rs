@@ -154,6 +154,39 @@ async fn a_challenge_passes_and_names_the_public_url_where_there_is_one() {
     assert_eq!(challenges, [public, "Basic"]);
 }
 
+// RFC 9728 5.1: the challenge may name any URL.
+#[tokio::test]
+async fn metadata_are_asked_for_where_the_endpoints_challenge_said_that_they_are() {
+    let backend = Backend::start(|seen| {
+        let path = seen.uri.path();
+        if path.starts_with("/api") {
+            let challenge =
+                format!("Bearer resource_metadata=\"http://10.0.0.1:3000/own{path}.json?a=b\"");
+            return answer(401, &[("www-authenticate", &challenge)], "");
+        }
+        metadata(seen)
+    })
+    .await;
+    let proxy = Proxy::with(&routes(&backend, PUBLIC));
+    let asked = async || {
+        let url = proxy.url("/.well-known/oauth-protected-resource/mcp");
+        assert_eq!(reqwest::get(url).await.unwrap().status(), 200);
+        backend.last().uri.to_string()
+    };
+    let usual = "/.well-known/oauth-protected-resource/api";
+    assert_eq!(asked().await, usual);
+    // What a client put into the path is nobody else's metadata.
+    post(&proxy.url("/mcp/below")).send().await.unwrap();
+    assert_eq!(asked().await, usual);
+    post(&proxy.url("/mcp")).send().await.unwrap();
+    assert_eq!(asked().await, "/own/api.json?a=b");
+
+    let other = proxy.url("/.well-known/oauth-authorization-server/mcp");
+    reqwest::get(other).await.unwrap();
+    let other = "/.well-known/oauth-authorization-server/api";
+    assert_eq!(backend.last().uri.to_string(), other);
+}
+
 const DOCUMENT: &str = r#"{"resource":"http://10.0.0.1:3000/api","authorization_servers":["http://10.0.0.1:3000/api"]}"#;
 const PUBLIC: &str = "      public_url: https://mcp.example/mcp\n";
 

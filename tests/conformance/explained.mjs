@@ -20,6 +20,7 @@ export const EXPLAINED = [
       "auth/metadata-default",
       "auth/metadata-var1",
       "auth/metadata-var2",
+      "auth/metadata-var3",
       "auth/token-endpoint-auth-basic",
       "auth/token-endpoint-auth-none",
       "auth/token-endpoint-auth-post",
@@ -33,13 +34,6 @@ export const EXPLAINED = [
     subject: "client",
     scenarios: ["auth/resource-mismatch"],
     reason: "The server's metadata names a wrong resource. With `public_url` the proxy puts its own URL there.",
-  },
-  {
-    subject: "client",
-    scenarios: ["auth/metadata-var3"],
-    reason:
-      "The server keeps its metadata at a path of its own. The proxy serves the one that RFC 9728 3.1 makes of the " +
-      "endpoint's path, and says so in the challenge.",
   },
   {
     subject: "client",
