@@ -1,4 +1,5 @@
-//! What the session store costs: time by the number of sessions in it, and memory a session.
+//! What the session store costs, time by the number of sessions in it and memory a session, and what
+//! sealed ids do.
 //!
 //! ```text
 //! cargo bench --bench sessions
@@ -13,13 +14,13 @@ use http::HeaderValue;
 use pingora_mcp::backend::BackendName;
 use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::route::RoutePath;
-use pingora_mcp::session::{Binding, MemoryStore, Opened, SessionSettings, SessionStore};
+use pingora_mcp::session::{Binding, MemoryStore, Opened, Seals, SessionSettings, SessionStore};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-criterion_group!(benches, sessions);
+criterion_group!(benches, sessions, seals);
 criterion_main!(benches);
 
 fn sessions(criterion: &mut Criterion) {
@@ -63,6 +64,29 @@ fn sessions(criterion: &mut Criterion) {
     }
 }
 
+fn seals(criterion: &mut Criterion) {
+    let yaml = "{ seal: { keys: [5a0c6f1e7d93b824f6e1d0c9b8a73625] } }";
+    let seals = Seals::new(&serde_saphyr::from_str(yaml).unwrap());
+    let (id, binding) = Template::new().session();
+    criterion.bench_function("seal", |bencher| bencher.iter(|| seals.seal(id, &binding)));
+    let region = Region::new(ALLOCATOR);
+    let seal = seals.seal(id, &binding).unwrap();
+    let change = region.change();
+    let kept = change.bytes_allocated - change.bytes_deallocated;
+    println!(
+        "a seal: {} characters, {kept} bytes allocated",
+        seal.as_str().len()
+    );
+    let (seal, route) = (seal.as_str().as_bytes(), &binding.route);
+    criterion.bench_function("unseal", |bencher| {
+        bencher.iter(|| seals.open(id, seal, route).unwrap());
+    });
+    let other = ClientSessionId::mint();
+    criterion.bench_function("unseal a forged one", |bencher| {
+        bencher.iter(|| seals.open(other, seal, route).unwrap_err());
+    });
+}
+
 /// What all sessions of a backend share.
 struct Template {
     route: RoutePath,
@@ -77,8 +101,16 @@ impl Template {
         }
     }
 
-    /// A session whose backend's id is a UUID with hyphens, as the SDKs' servers give it.
     fn open(&self, store: &MemoryStore) -> ClientSessionId {
+        let (id, binding) = self.session();
+        let client = IpAddr::from([127, 0, 0, 1]).into();
+        let opened = store.open(id, binding, Some(client)).now_or_never();
+        opened.expect("memory answers at once").unwrap();
+        id
+    }
+
+    /// A session whose backend's id is a UUID with hyphens, as the SDKs' servers give it.
+    fn session(&self) -> (ClientSessionId, Binding) {
         let id = ClientSessionId::mint();
         let given = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).unwrap();
         let binding = Binding {
@@ -86,11 +118,9 @@ impl Template {
             backend: self.backend.clone(),
             session: BackendSessionId::try_from(&given).unwrap(),
             opened: Opened::now(),
+            seal: None,
         };
-        let client = IpAddr::from([127, 0, 0, 1]).into();
-        let opened = store.open(id, binding, Some(client)).now_or_never();
-        opened.expect("memory answers at once").unwrap();
-        id
+        (id, binding)
     }
 }
 

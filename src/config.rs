@@ -24,7 +24,7 @@ use crate::metrics::MetricsSettings;
 use crate::observe::{AccessLogSettings, AdminSettings};
 use crate::route::RouteTable;
 use crate::rules::Rules;
-use crate::session::SessionSettings;
+use crate::session::{Seals, SessionSettings};
 use crate::setting::{Count, Text, UNEXPANDED, parse, refuse};
 use crate::tls::has_system_roots;
 
@@ -83,6 +83,7 @@ impl From<Config> for Rules {
             hosts: config.allowed_hosts,
             timeouts: config.timeouts,
             limits: config.limits,
+            seals: Seals::new(&config.sessions),
         }
     }
 }

@@ -43,6 +43,9 @@ pub struct Exchange {
     pub(crate) session: Option<BoundSession>,
     /// The client's own, where it is kept for its session's end.
     pub(crate) authorization: Option<HeaderValue>,
+    /// The client's id as it stands on the wire, seal included. Written by `from_backend` where that
+    /// opens the session.
+    pub(crate) session_header: Option<HeaderValue>,
     /// How long a 405 to this request is remembered, where it is.
     pub(crate) get_405_memory: Option<Duration>,
     pub(crate) stream: Option<OpenStream>,
@@ -198,7 +201,7 @@ impl Exchange {
         self.route.as_ref()?.public_url.as_ref()
     }
 
-    /// The id that the client is to see in the answer.
+    /// The session that the answer is of, by the client's id.
     pub(crate) fn client_session(&self) -> Option<ClientSessionId> {
         match self.outcome {
             SessionOutcome::Opened(id) => Some(id),

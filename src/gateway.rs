@@ -31,7 +31,9 @@ use crate::metrics::LookupOutcome;
 use crate::rejection::Rejection;
 use crate::route::{HostHeader, Route};
 use crate::rules::Rules;
-use crate::session::{Binding, Opened, Reaping, SessionSettings, SessionStore, StoreError};
+use crate::session::{
+    Binding, Opened, Reaping, SealError, SessionSettings, SessionStore, StoreError,
+};
 
 /// Decides for each request where it goes and what each side sees.
 ///
@@ -184,7 +186,8 @@ impl Gateway {
         exchange.era = Some(era);
         match era {
             Era::Session => {
-                self.admit_to_session(request, route, exchange).await?;
+                self.admit_to_session(rules, request, route, exchange)
+                    .await?;
                 remembered_405(route, exchange)?;
             }
             Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
@@ -209,6 +212,7 @@ impl Gateway {
     /// The session era's own checks, and the lookup of the session.
     async fn admit_to_session(
         &self,
+        rules: &Rules,
         request: &RequestHeader,
         route: &Route,
         exchange: &mut Exchange,
@@ -235,20 +239,44 @@ impl Gateway {
         if ids.next().is_some() {
             return Err(Rejection::UnknownSession);
         }
-        let id = ClientSessionId::try_from(id).map_err(|_| Rejection::UnknownSession)?;
+        let mut header = id.clone();
+        header.set_sensitive(true);
+        let (id, seal) = ClientSessionId::split(id).map_err(|_| Rejection::UnknownSession)?;
         let found = self.find(id, exchange).await;
-        let binding = found
-            .map_err(|_| Rejection::StoreUnavailable)?
-            .filter(|binding| binding.route == route.path)
-            .ok_or(Rejection::UnknownSession)?;
+        // One that does not answer is not asked again.
+        let is_missing = found == Ok(None);
+        let binding = match found {
+            Ok(Some(kept)) if kept.route == route.path && kept.is_sealed_with(seal) => kept,
+            found => unseal(id, seal, route, rules, found)?,
+        };
         let backend = route.pool.get(&binding.backend)?;
+        if is_missing {
+            self.adopt(id, &binding, route, exchange).await;
+        }
         if let Some(reaping) = &self.reaping {
             let authorization = exchange.authorization.as_ref();
             reaping.keep(&binding, authorization).await;
         }
         exchange.session = Some(BoundSession { id, binding });
+        exchange.session_header = Some(header);
         exchange.backend = Some(backend);
         Ok(())
+    }
+
+    /// Spares the next request of a session that was sealed in its id from opening that. Where the
+    /// store does not take it, it is served without.
+    async fn adopt(
+        &self,
+        id: ClientSessionId,
+        binding: &Binding,
+        route: &Route,
+        exchange: &Exchange,
+    ) {
+        route.note_session();
+        let client = exchange.connection.network();
+        if let Err(error) = self.store.adopt(id, binding.clone(), client).await {
+            log::debug!("session not adopted: {error}");
+        }
     }
 
     /// Judges the body of a request that was admitted as [`Admission::Judge`], by its route's
@@ -524,6 +552,10 @@ impl Gateway {
         let Ok(id) = BackendSessionId::try_from(given) else {
             return Ok(());
         };
+        // A sealed one may be served without being kept. In a store that is full, it is not followed.
+        if self.store.find(session.id).await?.is_none() {
+            return Ok(());
+        }
         let mut binding = session.binding.clone();
         binding.session = id;
         self.store.insert(session.id, binding).await
@@ -533,9 +565,11 @@ impl Gateway {
     async fn open(
         &self,
         given: &HeaderValue,
-        exchange: &Exchange,
+        exchange: &mut Exchange,
     ) -> Result<SessionOutcome, Rejection> {
-        let (Some(route), Some(backend)) = (&exchange.route, &exchange.backend) else {
+        let (Some(rules), Some(route), Some(backend)) =
+            (&exchange.rules, &exchange.route, &exchange.backend)
+        else {
             return Err(Rejection::Internal);
         };
         let bind = |session| Binding {
@@ -543,6 +577,7 @@ impl Gateway {
             backend: backend.name().clone(),
             session,
             opened: Opened::now(),
+            seal: None,
         };
         let Ok(session) = BackendSessionId::try_from(given) else {
             let session = BackendSessionId::of_any_form(given);
@@ -550,7 +585,12 @@ impl Gateway {
             return Err(Rejection::BackendAnswerInvalid);
         };
         let id = ClientSessionId::mint();
-        let binding = bind(session);
+        let mut binding = bind(session);
+        binding.seal = rules.seals.seal(id, &binding);
+        let header = match &binding.seal {
+            Some(seal) => seal.to_header(id),
+            None => id.to_header(),
+        };
         route.note_session();
         let client = exchange.connection.network();
         if let Err(error) = self.store.open(id, binding.clone(), client).await {
@@ -561,6 +601,7 @@ impl Gateway {
             let authorization = exchange.authorization.as_ref();
             reaping.keep(&binding, authorization).await;
         }
+        exchange.session_header = Some(header);
         Ok(SessionOutcome::Opened(id))
     }
 
@@ -605,8 +646,8 @@ impl Gateway {
             Some(rules) => rules.cors.apply(&exchange.origin, headers),
             None => self.rules.load().cors.apply(&exchange.origin, headers),
         }
-        if let Some(id) = exchange.client_session() {
-            headers.insert(MCP_SESSION_ID, id.to_header());
+        if let Some(id) = &exchange.session_header {
+            headers.insert(MCP_SESSION_ID, id.clone());
         }
         if is_event_stream(headers) {
             let no_transform = HeaderValue::from_static("no-cache, no-transform");
@@ -623,6 +664,23 @@ impl Gateway {
     /// As [`CorsPolicy::preflight`](crate::cors::CorsPolicy::preflight).
     pub fn preflight(&self, request: &RequestHeader) -> pingora_core::Result<ResponseHeader> {
         self.rules.load().cors.preflight(&request.headers)
+    }
+}
+
+/// The binding that a client brings along in `seal`, as what the store has, where it has something,
+/// is of another seal. What it has of this session is newer: a backend may change its id.
+fn unseal(
+    id: ClientSessionId,
+    seal: &[u8],
+    route: &Route,
+    rules: &Rules,
+    found: Result<Option<Binding>, StoreError>,
+) -> Result<Binding, Rejection> {
+    match (rules.seals.open(id, seal, &route.path), found) {
+        (Ok(_), Ok(Some(kept))) if kept.route == route.path => Ok(kept),
+        (Ok(sealed), _) => Ok(sealed),
+        (Err(SealError::KeyUnknown), Err(StoreError)) => Err(Rejection::StoreUnavailable),
+        (Err(_), _) => Err(Rejection::UnknownSession),
     }
 }
 

@@ -138,7 +138,8 @@ impl McpMethod {
     }
 }
 
-/// The session id that a client holds: 128 random bits minted here, 32 hex digits on the wire.
+/// The session id that a client holds: 128 random bits minted here, 32 hex digits on the wire. A seal
+/// of the session may follow them there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientSessionId([u8; 16]);
 
@@ -150,26 +151,43 @@ impl ClientSessionId {
 
     /// The id as it goes to the client, marked sensitive so that `Debug` does not print it.
     pub fn to_header(self) -> HeaderValue {
-        let mut digits = [0; 32];
+        let mut digits = [0; DIGITS];
         let digits = Uuid::from_bytes(self.0).simple().encode_lower(&mut digits);
         let mut value = HeaderValue::from_str(digits).expect("hex digits are visible ASCII");
         value.set_sensitive(true);
         value
+    }
+
+    /// Its 128 bits.
+    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// Reads the id that `value` begins with, and gives what follows it.
+    ///
+    /// # Errors
+    /// It does not begin with the one form that [`to_header`](Self::to_header) writes: header values
+    /// are case-sensitive, and a second spelling would be a second name for one session.
+    pub(crate) fn split(value: &HeaderValue) -> Result<(Self, &[u8]), MalformedSessionId> {
+        let split = value.as_bytes().split_at_checked(DIGITS);
+        let (digits, rest) = split.ok_or(MalformedSessionId)?;
+        if digits.iter().any(u8::is_ascii_uppercase) {
+            return Err(MalformedSessionId);
+        }
+        let id = Uuid::try_parse_ascii(digits).map_err(|_| MalformedSessionId)?;
+        Ok((Self(id.into_bytes()), rest))
     }
 }
 
 impl TryFrom<&HeaderValue> for ClientSessionId {
     type Error = MalformedSessionId;
 
-    /// Accepts the one form that [`to_header`](Self::to_header) writes: header values are
-    /// case-sensitive, and a second spelling would be a second name for one session.
+    /// Accepts what [`to_header`](Self::to_header) writes, and nothing behind it.
     fn try_from(value: &HeaderValue) -> Result<Self, MalformedSessionId> {
-        let digits = value.as_bytes();
-        if digits.len() != 32 || digits.iter().any(u8::is_ascii_uppercase) {
-            return Err(MalformedSessionId);
+        match Self::split(value)? {
+            (id, []) => Ok(id),
+            _ => Err(MalformedSessionId),
         }
-        let id = Uuid::try_parse_ascii(digits).map_err(|_| MalformedSessionId)?;
-        Ok(Self(id.into_bytes()))
     }
 }
 
@@ -273,6 +291,9 @@ pub const ALLOWED_METHODS: &str = "GET, POST, DELETE, OPTIONS";
 
 /// The same where the backend has no GET stream.
 pub const ALLOWED_METHODS_WITHOUT_GET: &str = "POST, DELETE, OPTIONS";
+
+/// Digits of a client's id on the wire.
+const DIGITS: usize = 32;
 
 /// What OpenTelemetry's conventions call a value outside a closed set.
 pub const OTHER: &str = "_OTHER";

@@ -18,7 +18,7 @@ use crate::gateway::Gateway;
 use crate::listener::Listeners;
 use crate::metrics::MetricsSettings;
 use crate::observe::{AccessLogSettings, AdminSettings, Reloads};
-use crate::session::SessionSettings;
+use crate::session::{SealSettings, SessionSettings};
 use crate::setting::Most;
 
 /// Has a running gateway go by a configuration file that has changed: by all of it but [`Fixed`].
@@ -134,7 +134,11 @@ impl Fixed {
     pub fn of(server: &ServerConf, mcp: &Config) -> Self {
         Self {
             listeners: mcp.listeners.clone(),
-            sessions: mcp.sessions.clone(),
+            // The keys are among the gateway's rules.
+            sessions: SessionSettings {
+                seal: SealSettings::default(),
+                ..mcp.sessions.clone()
+            },
             drain: mcp.drain,
             admin: mcp.admin.clone(),
             metrics: mcp.metrics,

@@ -152,7 +152,7 @@ pub trait Entry {
 }
 
 /// A list of at least one entry, each there once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entries<T>(pub Vec<T>);
 
 impl<'de, T: Entry + Deserialize<'de>> Deserialize<'de> for Entries<T> {

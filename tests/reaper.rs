@@ -34,7 +34,7 @@ async fn the_backend_of_an_idle_session_is_told_once_by_its_own_id_and_with_the_
 {
     let backend = numbering_backend(200).await;
     let headers = "          headers: { x-key: of-the-route }\n";
-    let idle = "  sessions: { idle_timeout: 100ms }\n";
+    let idle = "  sessions: { idle_timeout: 1s }\n";
     let proxy = Proxy::with(&(route(&[backend.address]) + headers + idle));
     let metrics = metrics();
     let _reaping = proxy.reap(&metrics);
@@ -240,7 +240,7 @@ async fn sessions_beyond_those_that_may_wait_are_counted_and_left() {
 #[tokio::test]
 async fn where_it_is_asked_for_the_clients_last_authorization_goes_along() {
     let backend = numbering_backend(200).await;
-    let asked_for = "  sessions: { idle_timeout: 200ms, reap: { authorization: true } }\n";
+    let asked_for = "  sessions: { idle_timeout: 1s, reap: { authorization: true } }\n";
     let proxy = Proxy::with(&(route(&[backend.address]) + asked_for));
     let _reaping = proxy.reap(&metrics());
     let id = open_session_of(&proxy, "Bearer one").await;
@@ -383,6 +383,7 @@ async fn put(gateway: &Gateway, backend: &str, id: &str) {
         backend: backend.parse().unwrap(),
         session: BackendSessionId::try_from(&HeaderValue::from_str(id).unwrap()).unwrap(),
         opened: Opened::now(),
+        seal: None,
     };
     let opened = gateway.store().open(ClientSessionId::mint(), binding, None);
     opened.await.unwrap();

@@ -190,6 +190,48 @@ async fn each_session_that_was_forgotten_is_given_to_one_caller() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_adopted_lives_on_from_when_it_was_opened() {
+    let store = MemoryStore::new(with_yaml("{ lifetime: 1h }"));
+    let opened_ago = |minutes: u64| Binding {
+        opened: Opened::from_milliseconds(Opened::now().milliseconds() - minutes * 60_000),
+        ..binding(0)
+    };
+    for (minutes, lives) in [(59, true), (60, false)] {
+        let (id, binding) = (ClientSessionId::mint(), opened_ago(minutes));
+        store.adopt(id, binding.clone(), None).await.unwrap();
+        let found = store.find(id).await.unwrap();
+        assert_eq!(found, lives.then_some(binding), "after {minutes} minutes");
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_adopted_within_the_bounds_but_for_the_rate() {
+    let limits = "{ capacity: 3, max_per_client: 2, max_new_per_client: 1 }";
+    let store = MemoryStore::new(with_yaml(limits));
+    let [first, second] = [1, 2].map(|host| Some(client([192, 0, 2, host])));
+    let adopt = |client| store.adopt(ClientSessionId::mint(), binding(0), client);
+    assert_eq!(open(&store, first).await, Ok(()));
+    assert_eq!(adopt(first).await, Ok(()));
+    assert_eq!(adopt(first).await, Err(OpenError::ClientFull));
+    // Adopting was no opening of this second.
+    assert_eq!(adopt(second).await, Ok(()));
+    assert_eq!(adopt(second).await, Err(OpenError::Full));
+    assert_eq!(store.len(), 3);
+}
+
+#[tokio::test]
+async fn a_session_that_is_adopted_twice_is_one() {
+    let store = MemoryStore::new(with_yaml("{ max_per_client: 2 }"));
+    let (id, client) = (ClientSessionId::mint(), Some(client([192, 0, 2, 1])));
+    store.adopt(id, binding(0), client).await.unwrap();
+    store.adopt(id, binding(1), client).await.unwrap();
+    assert_eq!(store.census().await.live, Some(1));
+    assert_eq!(open(&store, client).await, Ok(()));
+    store.remove(id).await.unwrap();
+    assert_eq!(open(&store, client).await, Ok(()));
+}
+
+#[tokio::test]
 async fn a_census_tells_why_sessions_were_forgotten() {
     let limits = "{ capacity: 2, evict: oldest, idle_timeout: 50ms, lifetime: 200ms }";
     let store = MemoryStore::new(with_yaml(limits));
@@ -341,5 +383,6 @@ fn binding(position: usize) -> Binding {
         backend: "local".parse().unwrap(),
         session: BackendSessionId::try_from(&id).unwrap(),
         opened: Opened::from_milliseconds(0),
+        seal: None,
     }
 }

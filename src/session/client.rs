@@ -54,6 +54,14 @@ impl Clients {
         if self.opened.observe(&client, 0) >= self.most_opened {
             return Err(OpenError::ClientRate);
         }
+        self.check_held(Some(client))
+    }
+
+    /// Whether `client` may have one more session, opened now or before.
+    pub(super) fn check_held(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        let Some(client) = client else {
+            return Ok(());
+        };
         match self.sessions.get(&client) {
             Some(held) if *held >= self.most => Err(OpenError::ClientFull),
             _ => Ok(()),

@@ -47,6 +47,17 @@ impl Entry {
             since: Instant::now(),
         }
     }
+
+    /// Of a session that was opened before, here or elsewhere.
+    fn adopted(binding: Binding, client: Option<ClientNetwork>) -> Self {
+        let now = Instant::now();
+        let since = now.checked_sub(binding.opened.age()).unwrap_or(now);
+        Self {
+            binding,
+            client,
+            since,
+        }
+    }
 }
 
 /// Why a session was forgotten.
@@ -125,7 +136,13 @@ impl MemoryStore {
             .time_to_live(lifetime)
             .eviction_listener(move |_, entry: Entry, cause| {
                 let cause = lock(&counted).remove(&entry, cause, lifetime);
-                if let (Some(told), Some(_)) = (&told, cause) {
+                // A sealed session that is forgotten here may be in use at another proxy.
+                let is_over = match cause {
+                    Some(Cause::Lifetime) => true,
+                    Some(Cause::Idle | Cause::Capacity) => entry.binding.seal.is_none(),
+                    None => false,
+                };
+                if let (Some(told), true) = (&told, is_over) {
                     told.push(entry.binding);
                 }
             });
@@ -163,6 +180,10 @@ impl MemoryStore {
 
     fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         counts.clients.check(client)?;
+        self.check_capacity(counts)
+    }
+
+    fn check_capacity(&self, counts: &Counts) -> Result<(), OpenError> {
         match self.evict {
             Evict::None if counts.sessions >= self.capacity => Err(OpenError::Full),
             Evict::None | Evict::Oldest => Ok(()),
@@ -217,6 +238,23 @@ impl SessionStore for MemoryStore {
         Ok(())
     }
 
+    /// A session of another moment is none that its client opens now: it does not count in the rate.
+    async fn adopt(
+        &self,
+        id: ClientSessionId,
+        binding: Binding,
+        client: Option<ClientNetwork>,
+    ) -> Result<(), OpenError> {
+        {
+            let mut counts = lock(&self.counts);
+            counts.clients.check_held(client)?;
+            self.check_capacity(&counts)?;
+            counts.add(client);
+        }
+        self.put(id, Entry::adopted(binding, client)).await;
+        Ok(())
+    }
+
     async fn check_room(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         if self.judge(&lock(&self.counts), client).is_err() {
             self.sweep().await;
@@ -229,7 +267,7 @@ impl SessionStore for MemoryStore {
         let Some(entry) = self.cache.get(&id).await else {
             return Ok(None);
         };
-        // To moka, a session whose backend gave it another id begins anew.
+        // To moka, a session that is adopted, or whose backend gave it another id, begins anew.
         if entry.since.elapsed() >= self.lifetime {
             if let Some(entry) = self.cache.remove(&id).await {
                 self.outlived(entry);

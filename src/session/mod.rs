@@ -1,11 +1,13 @@
 //! Where a client's session lives: the store that binds its id to a backend and the backend's id.
 //!
 //! The store remembers, it does not decide: whether a session lives is the backend's to say, and
-//! an entry that outlives its session goes when the backend answers 404.
+//! an entry that outlives its session goes when the backend answers 404. Where ids are sealed, the
+//! client brings the binding along, and the store spares its opening.
 
 mod client;
 mod memory;
 mod reap;
+mod seal;
 
 use std::fmt::Debug;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,6 +19,7 @@ pub use client::ClientNetwork;
 pub use memory::MemoryStore;
 pub(crate) use reap::Reaping;
 pub use reap::{Reap, ReapSettings};
+pub use seal::{Seal, SealError, SealKey, SealSettings, Seals};
 
 use crate::backend::BackendName;
 use crate::mcp::{BackendSessionId, ClientSessionId};
@@ -37,6 +40,17 @@ pub struct Binding {
     pub session: BackendSessionId,
     /// When the backend opened it.
     pub opened: Opened,
+    /// What its client's id is sealed with. `None`: with nothing.
+    pub seal: Option<Seal>,
+}
+
+impl Binding {
+    /// Whether `seal` is what follows the digits of its client's id. The digits are what nobody can
+    /// guess: it gives nothing away how long this takes.
+    pub(crate) fn is_sealed_with(&self, seal: &[u8]) -> bool {
+        let own = self.seal.as_ref().map_or("", Seal::as_str);
+        own.as_bytes() == seal
+    }
 }
 
 /// When a session was opened, by the clock that several proxies share: in milliseconds since 1970.
@@ -88,6 +102,21 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
         _client: Option<ClientNetwork>,
     ) -> Result<(), OpenError> {
         Ok(self.insert(id, binding).await?)
+    }
+
+    /// Binds the `id` of a session that `client` brought along, sealed in its id. Its lifetime counts
+    /// from its [opening](Binding::opened), and it may be refused as a new one is: it is served all
+    /// the same. Without an override it is as if it were new.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    async fn adopt(
+        &self,
+        id: ClientSessionId,
+        binding: Binding,
+        client: Option<ClientNetwork>,
+    ) -> Result<(), OpenError> {
+        self.open(id, binding, client).await
     }
 
     /// Whether [`open`](Self::open) would find room now, before a backend is asked for a session.
@@ -227,6 +256,8 @@ pub struct SessionSettings {
     pub lifetime: Period,
     /// How the backends of forgotten sessions are told.
     pub reap: Reap,
+    /// What ids are sealed with.
+    pub seal: SealSettings,
 }
 
 impl Default for SessionSettings {
@@ -241,6 +272,7 @@ impl Default for SessionSettings {
             idle_timeout: Period(Duration::from_secs(24 * 60 * 60)),
             lifetime: Period(Duration::from_secs(7 * 24 * 60 * 60)),
             reap: Reap::default(),
+            seal: SealSettings::default(),
         }
     }
 }

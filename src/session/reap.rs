@@ -205,6 +205,7 @@ fn whose(session: &Binding) -> Whose {
         backend,
         session,
         opened: _,
+        seal: _,
     } = session;
     (route.clone(), backend.clone(), session.clone())
 }
