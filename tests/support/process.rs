@@ -125,6 +125,27 @@ impl ProxyProcess {
         }
     }
 
+    /// Kills it, so that nothing of it is left but its configuration.
+    pub async fn kill(&mut self) {
+        self.signal("KILL");
+        assert_eq!(self.ended().await, None);
+    }
+
+    /// Starts it anew after its end, on the same address and with the same configuration.
+    pub async fn start_again(&mut self) {
+        // A connection of anybody's may have the port for a moment.
+        for _ in 0..5 {
+            let mut command = Command::new(binary());
+            command.arg("-c").arg(&self.configuration);
+            self.program = Program::start(command.env_remove("RUST_LOG"));
+            if self.until(|log| log.contains("listening on")).await {
+                return;
+            }
+            assert!(self.log().contains("cannot listen on"), "{}", self.log());
+        }
+        panic!("its port stays taken");
+    }
+
     /// Waits until its log is as `is_so` says, and says no if it ends before that.
     pub async fn until(&mut self, is_so: impl Fn(String) -> bool) -> bool {
         self.program.until(|program| is_so(program.log())).await
