@@ -16,6 +16,18 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     cargo build --release --locked --bin pingora-mcp \
     && cp target/release/pingora-mcp /usr/local/bin/pingora-mcp
 
+# The MCP server of deploy/compose.yaml: docker build --target demo -t pingora-mcp-demo .
+FROM build AS build-demo
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
+    cargo build --release --locked --example demo_server \
+    && cp target/release/examples/demo_server /usr/local/bin/demo_server
+
+FROM debian:bookworm-slim AS demo
+COPY --from=build-demo /usr/local/bin/demo_server /usr/local/bin/demo_server
+USER 65532:65532
+EXPOSE 3000
+ENTRYPOINT ["/usr/local/bin/demo_server", "0.0.0.0:3000"]
+
 FROM debian:bookworm-slim
 COPY --from=build /usr/local/bin/pingora-mcp /usr/local/bin/pingora-mcp
 # The authorities by which https backends without a 'ca' of their own are believed.

@@ -3,8 +3,8 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-tls check test mutations conformance interop fuzz bench audit \
-	tools-build tools-test tools-interop tools-fuzz
+.PHONY: help run run-tls check test mutations conformance interop fuzz chart bench audit \
+	tools-build tools-test tools-interop tools-fuzz tools-chart
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -54,11 +54,16 @@ fuzz: tools-fuzz ## Fuzz what reads headers, messages and the configuration (FUZ
 			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -detect_leaks=0 || exit; \
 	done
 
+# Not in `make test`: it needs packages from PyPI that nothing else does.
+chart: tools-chart ## Render the Helm chart, and check it and the configurations in deploy/
+	cargo build --locked --bins --example self_signed
+	python-chart tests/chart/check.py
+
 bench: tools-build ## The micro-benchmarks
 	cargo bench --locked
 
 audit: tools-test ## Look the dependencies up in RustSec's list of vulnerabilities (fetched from GitHub)
 	cargo deny --locked check advisories
 
-tools-build tools-test tools-interop tools-fuzz: tools-%:
+tools-build tools-test tools-interop tools-fuzz tools-chart: tools-%:
 	@scripts/tools.sh $*

@@ -36,13 +36,17 @@ main() {
       cmake_tool
       node_tool
       npm_packages tests/interop
-      python_packages
+      python_packages mcp tests/interop/requirements.txt mcp
       ;;
     fuzz)
       cmake_tool
       cargo_fuzz_tool
       ;;
-    *) stop "usage: scripts/tools.sh build|test|interop|fuzz" ;;
+    chart)
+      cmake_tool
+      python_packages chart tests/chart/requirements.txt helm_python
+      ;;
+    *) stop "usage: scripts/tools.sh build|test|interop|fuzz|chart" ;;
   esac
 }
 
@@ -139,15 +143,16 @@ browser_is_there() {
   command -v chromium || command -v chromium-browser || command -v google-chrome
 } >/dev/null
 
-# The Python that has the packages is target/tools/bin/python-mcp; what it is made of is written last.
+# python_packages NAME REQUIREMENTS MODULE: the Python that has the packages is target/tools/bin/python-NAME; what it is
+# made of is written last.
 python_packages() {
-  local requirements=tests/interop/requirements.txt python
-  cmp -s "$requirements" "$TOOLS/mcp/requirements.txt" && python-mcp -c "import mcp" 2>/dev/null && return
-  if from_pypi mcp --requirement "$requirements"; then
+  local name=$1 requirements=$2 module=$3 python
+  cmp -s "$requirements" "$TOOLS/$name/requirements.txt" && "python-$name" -c "import $module" 2>/dev/null && return
+  if from_pypi "$name" --requirement "$requirements"; then
     python=$("$(python_with_pip)" -c "import sys; print(sys.executable)")
-    printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" "$@"\n' "$TOOLS/mcp" "$python" >"$TOOLS/bin/python-mcp"
-    chmod +x "$TOOLS/bin/python-mcp"
-    python-mcp -c "import mcp" && cp "$requirements" "$TOOLS/mcp/requirements.txt" && return
+    printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" "$@"\n' "$TOOLS/$name" "$python" >"$TOOLS/bin/python-$name"
+    chmod +x "$TOOLS/bin/python-$name"
+    "python-$name" -c "import $module" && cp "$requirements" "$TOOLS/$name/requirements.txt" && return
   fi
   stop "the packages of $requirements are needed, for which python3 $PYTHON_AT_LEAST or later has to have pip"
 }

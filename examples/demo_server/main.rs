@@ -86,8 +86,15 @@ async fn main() -> io::Result<()> {
     let address = arguments.next().unwrap_or(DEFAULT_ADDRESS.to_owned());
     let name = arguments.next().unwrap_or(DEFAULT_NAME.to_owned());
 
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+
     // The SDK's own defaults: a loopback `Host` only, a priming event, a comment every 15 s.
-    let config = StreamableHttpServerConfig::default();
+    let mut config = StreamableHttpServerConfig::default();
+    if bound.ip().is_unspecified() {
+        // In a container, it cannot know by which names it is reached.
+        config = config.disable_allowed_hosts();
+    }
     let stop = config.cancellation_token.clone(); // ends the open streams, too
     let changes = match arguments.next() {
         Some(broker) => Changes::of_all(TcpStream::connect(broker).await?),
@@ -98,8 +105,6 @@ async fn main() -> io::Result<()> {
 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let listener = TcpListener::bind(address).await?;
-    let bound = listener.local_addr()?;
     writeln!(io::stdout(), "listening on http://{bound}/mcp")?;
 
     let server =

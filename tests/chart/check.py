@@ -1,0 +1,82 @@
+"""Renders the chart with each of its ci/ values and checks what comes out: each object by Kubernetes's own
+schemas, the configuration by the proxy itself. So too the configuration in deploy/compose.yaml.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import helm_python
+import kubernetes_validate
+import yaml
+
+CHART = Path("deploy/helm/pingora-mcp")
+COMPOSE = Path("deploy/compose.yaml")
+PROGRAMS = Path(os.environ.get("CARGO_TARGET_DIR", "target"), "debug")
+
+# The oldest that Chart.yaml allows, and the newest that there is a schema of.
+KUBERNETES = ("1.27", "1.37")
+
+# What a container finds in its environment.
+ENVIRONMENT = {name: secrets.token_hex(32) for name in ("SEAL_KEY", "SEAL_KEY_0", "SEAL_KEY_1", "ALPHA_TOKEN")}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, helm_python.Chart.load(CHART) as chart:
+        folder = Path(folder)
+        make_certificate(folder)
+        for file in sorted(CHART.glob("ci/*-values.yaml")):
+            check_chart(chart, file, folder)
+        refuses_typos(chart)
+        proxy = yaml.safe_load(COMPOSE.read_text())["configs"]["proxy"]["content"]
+        check_configuration(COMPOSE, proxy.replace("$$", "$"), folder)
+
+
+def check_chart(chart: helm_python.Chart, file: Path, folder: Path) -> None:
+    rendered = chart.render(yaml.safe_load(file.read_text()), name="edge", namespace="mcp")
+    manifests = [text for name, text in rendered.items() if name.endswith(".yaml")]
+    objects = [entry for text in manifests for entry in yaml.safe_load_all(text) if entry]
+    for entry in objects:
+        for version in KUBERNETES:
+            kubernetes_validate.validate(entry, version, strict=True)
+    kinds = {entry["kind"]: entry for entry in objects}
+    assert len(kinds) == len(objects), "two objects of one kind"
+    pod = kinds["Deployment"]["spec"]["template"]["spec"]
+    drain = chart.merge_values(yaml.safe_load(file.read_text()))["drain"]
+    assert pod["terminationGracePeriodSeconds"] > drain["preStop"] + drain["deadline"], "it would be killed"
+    check_configuration(file, kinds["ConfigMap"]["data"]["edge.yaml"], folder)
+    print(f"{file}: {', '.join(sorted(kinds))}")
+
+
+def refuses_typos(chart: helm_python.Chart) -> None:
+    for values in ({}, {"replica": 3}, {"config": {"routes": [], "admin": {}}}):
+        try:
+            chart.render(values, name="edge", namespace="mcp")
+        except helm_python.HelmError:
+            continue
+        sys.exit(f"{CHART}: accepts {values}")
+
+
+def check_configuration(source: Path, text: str, folder: Path) -> None:
+    """By -t of the proxy, with what is only there in a container replaced by what is here."""
+    text = text.replace("/etc/pingora-mcp/tls", str(folder))
+    for name in ("alpha", "beta", "gamma"):
+        text = text.replace(f"http://{name}:", "http://127.0.0.1:")
+    path = folder / "edge.yaml"
+    path.write_text(text)
+    command = [PROGRAMS / "pingora-mcp", "-t", "-c", path]
+    checked = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    if checked.returncode != 0:
+        sys.exit(f"{source}: {checked.stderr}\n{text}")
+
+
+def make_certificate(folder: Path) -> None:
+    files = [folder / "tls.crt", folder / "tls.key"]
+    subprocess.run([PROGRAMS / "examples/self_signed", *files], check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    main()
