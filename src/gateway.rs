@@ -253,10 +253,7 @@ impl Gateway {
         if is_missing {
             self.adopt(id, &binding, route, exchange).await;
         }
-        if let Some(reaping) = &self.reaping {
-            let authorization = exchange.authorization.as_ref();
-            reaping.keep(&binding, authorization).await;
-        }
+        self.keep_authorization(&binding, exchange).await;
         exchange.session = Some(BoundSession { id, binding });
         exchange.session_header = Some(header);
         exchange.backend = Some(backend);
@@ -597,10 +594,7 @@ impl Gateway {
             self.abandon(binding, exchange).await;
             return Err(error.into());
         }
-        if let Some(reaping) = &self.reaping {
-            let authorization = exchange.authorization.as_ref();
-            reaping.keep(&binding, authorization).await;
-        }
+        self.keep_authorization(&binding, exchange).await;
         exchange.session_header = Some(header);
         Ok(SessionOutcome::Opened(id))
     }
@@ -628,10 +622,15 @@ impl Gateway {
 
     /// Has a backend told that nobody uses the session that it has just opened.
     async fn abandon(&self, binding: Binding, exchange: &Exchange) {
+        self.keep_authorization(&binding, exchange).await;
         if let Some(reaping) = &self.reaping {
-            let authorization = exchange.authorization.as_ref();
-            reaping.keep(&binding, authorization).await;
             reaping.push(binding);
+        }
+    }
+
+    async fn keep_authorization(&self, session: &Binding, exchange: &Exchange) {
+        if let (Some(reaping), Some(authorization)) = (&self.reaping, &exchange.authorization) {
+            reaping.keep(session, authorization).await;
         }
     }
 

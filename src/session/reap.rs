@@ -178,8 +178,8 @@ impl Reaping {
     }
 
     /// Keeps what [`authorization_of`](Self::authorization_of) gave for a request of `session`.
-    pub(crate) async fn keep(&self, session: &Binding, authorization: Option<&HeaderValue>) {
-        let (Some(kept), Some(authorization)) = (&self.authorizations, authorization) else {
+    pub(crate) async fn keep(&self, session: &Binding, authorization: &HeaderValue) {
+        let Some(kept) = &self.authorizations else {
             return;
         };
         let whose = whose(session);
