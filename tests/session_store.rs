@@ -48,6 +48,34 @@ async fn what_is_used_stays_when_others_go() {
 }
 
 #[tokio::test]
+async fn sessions_are_counted_by_their_backend_until_they_are_gone() {
+    let store = MemoryStore::new(with_yaml("{ capacity: 3, evict: oldest }"));
+    let at = |backend: &str| Binding {
+        backend: backend.parse().unwrap(),
+        ..binding(0)
+    };
+    let count = |backend: &str| store.sessions_at(&binding(0).route, &backend.parse().unwrap());
+    let mut ids = Vec::new();
+    for backend in ["a", "a", "b"] {
+        let id = ClientSessionId::mint();
+        store.open(id, at(backend), None).await.unwrap();
+        ids.push(id);
+    }
+    assert_eq!((count("a"), count("b"), count("c")), (2, 1, 0));
+    // Bound anew, it is the same session; with another one, the oldest goes.
+    store.insert(ids[2], at("b")).await.unwrap();
+    let id = ClientSessionId::mint();
+    store.open(id, at("c"), None).await.unwrap();
+    assert_eq!((count("a"), count("b"), count("c")), (1, 1, 1));
+    for id in ids.into_iter().chain([id]) {
+        store.remove(id).await.unwrap();
+    }
+    assert_eq!((count("a"), count("b"), count("c")), (0, 0, 0));
+    let other = "/other".parse().unwrap();
+    assert_eq!(store.sessions_at(&other, &"a".parse().unwrap()), 0);
+}
+
+#[tokio::test]
 async fn at_capacity_a_new_session_is_refused_until_one_is_removed() {
     let store = MemoryStore::new(with_yaml("{ capacity: 100 }"));
     let mut ids = Vec::new();

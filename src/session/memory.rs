@@ -1,5 +1,6 @@
 //! Sessions in this process's memory: a bounded moka cache.
 
+use std::collections::{HashMap, hash_map};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +16,9 @@ use super::reap::Waiting;
 use super::{
     Abandoned, Binding, Census, Claim, Evict, OpenError, SessionSettings, SessionStore, StoreError,
 };
+use crate::backend::BackendName;
 use crate::mcp::ClientSessionId;
+use crate::route::RoutePath;
 
 /// The default [`SessionStore`]: it is always reached, and forgets everything when the process
 /// ends.
@@ -71,6 +74,7 @@ enum Cause {
 /// What is in the cache right now, as moka's own count lags behind, and what it forgot.
 struct Counts {
     sessions: u64,
+    by_backend: HashMap<(RoutePath, BackendName), u64>,
     clients: Clients,
     idle: u64,
     lifetime: u64,
@@ -79,9 +83,26 @@ struct Counts {
 
 impl Counts {
     /// Counts a session that takes the place of one that will be counted out.
-    fn add(&mut self, client: Option<ClientNetwork>) {
+    fn add(&mut self, entry: &Entry) {
         self.sessions += 1;
-        self.clients.add(client);
+        self.clients.add(entry.client);
+        self.add_to_backend(&entry.binding);
+    }
+
+    fn add_to_backend(&mut self, binding: &Binding) {
+        let backend = (binding.route.clone(), binding.backend.clone());
+        *self.by_backend.entry(backend).or_default() += 1;
+    }
+
+    fn remove_from_backend(&mut self, binding: &Binding) {
+        let backend = (binding.route.clone(), binding.backend.clone());
+        if let hash_map::Entry::Occupied(mut count) = self.by_backend.entry(backend) {
+            *count.get_mut() -= 1;
+            // Backends come and go.
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 
     /// Counts a session out. `None` where it was removed, or goes on. moka does not tell the two
@@ -89,6 +110,7 @@ impl Counts {
     fn remove(&mut self, entry: &Entry, cause: RemovalCause, lifetime: Duration) -> Option<Cause> {
         self.sessions -= 1;
         self.clients.remove(entry.client);
+        self.remove_from_backend(&entry.binding);
         let cause = match cause {
             RemovalCause::Expired if entry.since.elapsed() >= lifetime => Cause::Lifetime,
             RemovalCause::Expired => Cause::Idle,
@@ -119,6 +141,7 @@ impl MemoryStore {
     pub fn new(settings: SessionSettings) -> Self {
         let counts = Arc::new(Mutex::new(Counts {
             sessions: 0,
+            by_backend: HashMap::new(),
             clients: Clients::new(&settings),
             idle: 0,
             lifetime: 0,
@@ -219,7 +242,7 @@ impl SessionStore for MemoryStore {
             Some(entry) => Entry { binding, ..entry },
             None => Entry::new(binding, None),
         };
-        lock(&self.counts).add(entry.client);
+        lock(&self.counts).add(&entry);
         self.put(id, entry).await;
         Ok(())
     }
@@ -234,6 +257,7 @@ impl SessionStore for MemoryStore {
             self.sweep().await;
             self.reserve(client)?;
         }
+        lock(&self.counts).add_to_backend(&binding);
         self.put(id, Entry::new(binding, client)).await;
         Ok(())
     }
@@ -245,13 +269,14 @@ impl SessionStore for MemoryStore {
         binding: Binding,
         client: Option<ClientNetwork>,
     ) -> Result<(), OpenError> {
+        let entry = Entry::adopted(binding, client);
         {
             let mut counts = lock(&self.counts);
             counts.clients.check_held(client)?;
             self.check_capacity(&counts)?;
-            counts.add(client);
+            counts.add(&entry);
         }
-        self.put(id, Entry::adopted(binding, client)).await;
+        self.put(id, entry).await;
         Ok(())
     }
 
@@ -280,6 +305,12 @@ impl SessionStore for MemoryStore {
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {
         self.cache.invalidate(&id).await;
         Ok(())
+    }
+
+    fn sessions_at(&self, route: &RoutePath, backend: &BackendName) -> u64 {
+        let backend = (route.clone(), backend.clone());
+        let counts = lock(&self.counts);
+        counts.by_backend.get(&backend).copied().unwrap_or(0)
     }
 
     /// Sweeps what has expired, as moka does so only while it is used. What is taken is settled: no

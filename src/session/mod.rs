@@ -157,6 +157,12 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// How many sessions of `backend` on `route` are alive, as far as this process knows; zero
+    /// where that is nothing. Asked for each backend before a session is opened.
+    fn sessions_at(&self, _route: &RoutePath, _backend: &BackendName) -> u64 {
+        0
+    }
+
     /// What the store knows of its sessions. One that is shared may know nothing.
     async fn census(&self) -> Census {
         Census::default()
