@@ -46,8 +46,8 @@ pub struct Proxy {
     pub address: SocketAddr,
     /// What its clients have now.
     pub load: Load,
-    pub certificates: CertificateWatch,
     pub gateway: Arc<Gateway>,
+    pub certificates: CertificateWatch,
     conf: Arc<ServerConf>,
     _running: watch::Sender<bool>,
 }
@@ -116,8 +116,8 @@ impl Proxy {
         Self {
             address: relay::in_front_of(address),
             load,
-            certificates,
             gateway: kept,
+            certificates,
             conf,
             _running: running,
         }
@@ -176,12 +176,20 @@ pub fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 /// A backend that answers as its test says and remembers what it was asked.
 pub struct Backend {
     pub address: SocketAddr,
+    serving: tokio::task::AbortHandle,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Backend {
     /// Answers each request, its body read, with what `answer` makes of it.
     pub async fn start(answer: impl Fn(Seen) -> Response + Clone + Send + Sync + 'static) -> Self {
+        Self::listening_on(LOOPBACK, answer).await
+    }
+
+    async fn listening_on(
+        address: SocketAddr,
+        answer: impl Fn(Seen) -> Response + Clone + Send + Sync + 'static,
+    ) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
         let service = axum::Router::new().fallback(async move |request: Request| {
@@ -195,16 +203,34 @@ impl Backend {
             log.lock().unwrap().push(seen.clone());
             answer(seen)
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(async move { axum::serve(listener, service).await });
-        Self { address, seen }
+        let serving = tokio::spawn(async move { axum::serve(listener, service).await });
+        Self {
+            address,
+            serving: serving.abort_handle(),
+            seen,
+        }
+    }
+
+    /// Takes no more connections, as if it had died.
+    pub async fn stop(&self) {
+        self.serving.abort();
+        within("its end", async {
+            while TcpStream::connect(self.address).await.is_ok() {}
+        })
+        .await;
     }
 
     /// A backend in the manner of the SDKs' servers: `initialize` opens a session of the id
     /// `id`, any request of that id gets 200, any other 404, and DELETE 200.
     pub async fn with_session(id: &'static str) -> Self {
-        Self::start(move |request: Seen| {
+        Self::at(LOOPBACK, id).await
+    }
+
+    /// The same on `address`.
+    pub async fn at(address: SocketAddr, id: &'static str) -> Self {
+        Self::listening_on(address, move |request: Seen| {
             if request
                 .header("mcp-session-id")
                 .is_some_and(|given| given != id)

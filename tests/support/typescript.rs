@@ -24,6 +24,11 @@ impl ExampleServer {
         }
     }
 
+    /// Sends it a signal, by the signal's name without `SIG`.
+    pub fn signal(&self, name: &str) {
+        self.program.signal(name);
+    }
+
     /// The ids of all sessions that it has opened, from its log.
     pub fn sessions(&self) -> Vec<String> {
         let log = self.program.log();
