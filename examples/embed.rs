@@ -8,6 +8,7 @@
 //! The second asks every client for an API key before anything else is looked at.
 
 use std::error::Error;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::Result;
+use pingora_core::protocols::Digest;
 use pingora_core::server::Server;
 use pingora_core::services::background::background_service;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -36,10 +38,12 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let listeners = mcp.listeners.clone();
     let gateway = Arc::new(server::gateway(mcp));
     let certificates = server::certificate_watch(&listeners, Arc::clone(&gateway));
+    let backends = server::backend_watch(&conf, Arc::clone(&gateway));
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     server.add_service(background_service("certificates", certificates));
+    server.add_service(background_service("backends", backends));
     if let Some(reaper) = Reaper::new(&server.configuration, Arc::clone(&gateway), None) {
         server.add_service(background_service("reaper", reaper));
     }
@@ -163,6 +167,19 @@ impl ProxyHttp for ApiKeyProxy {
         Ok(())
     }
 
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        _: bool,
+        _: &HttpPeer,
+        _: RawFd,
+        _: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        self.gateway.backend_connected(exchange);
+        Ok(())
+    }
+
     /// Before anything was sent, another backend may have the request.
     fn fail_to_connect(
         &self,
@@ -171,6 +188,7 @@ impl ProxyHttp for ApiKeyProxy {
         exchange: &mut Exchange,
         mut error: Box<pingora_core::Error>,
     ) -> Box<pingora_core::Error> {
+        self.gateway.backend_failed(exchange);
         error.set_retry(self.gateway.another_backend(exchange));
         error
     }

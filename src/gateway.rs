@@ -6,7 +6,7 @@
 use std::io::{Cursor, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
@@ -16,7 +16,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::ErrorType::InvalidHTTPHeader;
 use pingora_core::OrErr;
 
-use crate::backend::{Backend, CLAIMS};
+use crate::backend::{Backend, BackendName, CLAIMS, For};
 use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
 use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
@@ -41,7 +41,10 @@ use crate::session::{
 /// [`admit`](Self::admit), [`route`](Self::route), [`to_backend`](Self::to_backend),
 /// [`from_backend`](Self::from_backend), [`to_client`](Self::to_client). An answer that does not
 /// come from a backend goes through `to_client` too, and a backend that cannot be connected to
-/// through [`another_backend`](Self::another_backend), before `route` is called again. The body of
+/// through [`another_backend`](Self::another_backend), before `route` is called again. Each connect
+/// is told by [`backend_connected`](Self::backend_connected) or
+/// [`backend_failed`](Self::backend_failed), and a request that fails asks
+/// [`session_lost`](Self::session_lost) before it is answered. The body of
 /// a backend's answer goes through [`body_from_backend`](Self::body_from_backend); where the answer
 /// [is held](Exchange::is_held), the client gets [`held_answer`](Self::held_answer). The body of a
 /// request to a route with a policy goes through [`judge`](Self::judge), before `route` is called,
@@ -53,6 +56,7 @@ pub struct Gateway {
     rules: ArcSwap<Rules>,
     store: Arc<dyn SessionStore>,
     load: Load,
+    lost_after: Duration,
     reaping: Option<Reaping>,
 }
 
@@ -76,6 +80,7 @@ impl Gateway {
             load: Load::new(&rules.limits),
             rules: ArcSwap::from_pointee(rules),
             store,
+            lost_after: SessionSettings::default().lost_after.0,
             reaping: None,
         }
     }
@@ -116,6 +121,12 @@ impl Gateway {
 
     pub(crate) fn reaping(&self) -> Option<&Reaping> {
         self.reaping.as_ref()
+    }
+
+    /// Counts the sessions of a backend that has been down for this long as lost, in place of the
+    /// default time.
+    pub fn with_lost_after(self, lost_after: Duration) -> Self {
+        Self { lost_after, ..self }
     }
 
     /// How much clients have now. Each clone shows the same.
@@ -250,6 +261,12 @@ impl Gateway {
             found => unseal(id, seal, route, rules, found)?,
         };
         let backend = route.pool.get(&binding.backend)?;
+        if !backend.may_be_asked() {
+            return Err(match backend.is_lost(self.lost_after) {
+                true => self.forget(id, exchange).await,
+                false => Rejection::BackendUnreachable,
+            });
+        }
         if is_missing {
             self.adopt(id, &binding, route, exchange).await;
         }
@@ -313,8 +330,8 @@ impl Gateway {
         found
     }
 
-    /// The backend that the request goes to: its session's own, else the one with the fewest
-    /// requests in flight.
+    /// The backend that the request goes to: its session's own; for one that may open a session, the
+    /// one with the fewest; for any other, the one with the fewest requests in flight.
     ///
     /// # Errors
     /// The refusal to answer with.
@@ -325,7 +342,14 @@ impl Gateway {
         };
         let chosen = match exchange.backend.take() {
             Some(backend) => Ok(backend),
-            None => route.pool.pick(&exchange.unreachable),
+            None => {
+                let live = |backend: &BackendName| self.store.sessions_at(&route.path, backend);
+                let purpose = match (exchange.call, exchange.era) {
+                    (Call::Post, Some(Era::Session)) => For::Session(&live),
+                    _ => For::Request,
+                };
+                route.pool.pick(&exchange.unreachable, purpose)
+            }
         };
         exchange.body_length = 0;
         match chosen {
@@ -343,12 +367,48 @@ impl Gateway {
         let (Some(route), Some(backend)) = (&exchange.route, &exchange.backend) else {
             return false;
         };
-        if exchange.unreachable.len() + 1 >= route.pool.iter().count() {
+        exchange.unreachable.push(backend.name().clone());
+        if !route.pool.has_another(&exchange.unreachable) {
             return false;
         }
-        exchange.unreachable.push(backend.name().clone());
         exchange.backend = None;
         true
+    }
+
+    /// The backend that the request is at was connected to.
+    pub fn backend_connected(&self, exchange: &Exchange) {
+        if let Some(backend) = &exchange.backend {
+            backend.connected();
+        }
+    }
+
+    /// The backend that the request is at cannot be connected to, and that is not this machine's
+    /// fault. After some of these in a row it counts as down.
+    pub fn backend_failed(&self, exchange: &Exchange) {
+        if let Some(backend) = &exchange.backend {
+            backend.failed();
+        }
+    }
+
+    /// Whether the session of a request that failed is lost with its backend, so that its client is
+    /// to start over: the refusal that says so.
+    pub async fn session_lost(&self, exchange: &mut Exchange) -> Option<Rejection> {
+        let (Some(session), Some(backend)) = (&exchange.session, &exchange.backend) else {
+            return None;
+        };
+        match backend.is_lost(self.lost_after) {
+            true => Some(self.forget(session.id, exchange).await),
+            false => None,
+        }
+    }
+
+    /// Forgets a session that is lost, and refuses its request with what has a client start over.
+    async fn forget(&self, id: ClientSessionId, exchange: &mut Exchange) -> Rejection {
+        exchange.outcome = SessionOutcome::Lost;
+        if let Err(error) = self.store.remove(id).await {
+            log::warn!("session not updated: {error}");
+        }
+        exchange.refuse(Rejection::UnknownSession)
     }
 
     /// Turns a client's request header into the backend's. It may be called again for another
@@ -472,11 +532,7 @@ impl Gateway {
     ) -> pingora_core::Result<(ResponseHeader, Bytes)> {
         match (exchange.held.take(), &exchange.session) {
             (Some(held), Some(session)) if held.is_expired_session() => {
-                exchange.outcome = SessionOutcome::Lost;
-                if let Err(error) = self.store.remove(session.id).await {
-                    log::warn!("session not updated: {error}");
-                }
-                exchange.refuse(Rejection::UnknownSession).answer()
+                self.forget(session.id, exchange).await.answer()
             }
             (Some(held), _) => Ok(held.into_parts()),
             (None, _) => exchange.refuse(Rejection::Internal).answer(),

@@ -33,6 +33,7 @@
 //! ```
 
 pub mod backend;
+pub mod backend_watch;
 pub mod compatibility;
 pub mod config;
 pub mod connections;

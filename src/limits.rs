@@ -146,6 +146,11 @@ impl Bound {
         }
     }
 
+    /// Whether there may be one more.
+    pub(crate) fn has_room(&self) -> bool {
+        self.held() < self.most.load(Ordering::Relaxed)
+    }
+
     /// Counts one more if there may be. Each must [`leave`](Self::leave).
     pub(crate) fn enter(&self) -> bool {
         let order = Ordering::Relaxed;

@@ -127,6 +127,9 @@ impl ProxyHttp for McpProxy {
         mut error: Box<Error>,
     ) -> Box<Error> {
         self.observer.connect_failed(exchange);
+        if !is_own_fault(&error) {
+            self.gateway.backend_failed(exchange);
+        }
         // Nothing of the request has been read or sent, so that another backend may have it.
         if self.gateway.another_backend(exchange) {
             error.set_retry(true);
@@ -153,6 +156,7 @@ impl ProxyHttp for McpProxy {
             false => Connected::New,
         };
         self.observer.connected(exchange, connected);
+        self.gateway.backend_connected(exchange);
         Ok(())
     }
 
@@ -447,7 +451,10 @@ pub async fn answer_failure(
         let rejection = match exchange.rejection() {
             Some(refused) => refused,
             None if exchange.is_ended() => Rejection::NoBackend,
-            None => Rejection::of(error),
+            None => {
+                let lost = gateway.session_lost(exchange).await;
+                lost.unwrap_or_else(|| Rejection::of(error))
+            }
         };
         exchange.refuse(rejection).answer()
     };
@@ -530,6 +537,12 @@ pub fn connection(session: &Session) -> Connection {
         },
         tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
     }
+}
+
+/// Whether a connect failed for want of something on this machine, as descriptors.
+fn is_own_fault(error: &Error) -> bool {
+    use ErrorType::{BindError, InternalError, SocketError};
+    matches!(error.etype(), BindError | InternalError | SocketError)
 }
 
 fn is_client_gone(error: &Error) -> bool {

@@ -11,7 +11,7 @@ use http::Uri;
 use http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer};
 
-use crate::backend::{Backend, BackendSection, Pool, Timeouts};
+use crate::backend::{Backend, BackendSection, HealthSettings, Pool, Profile, Timeouts};
 use crate::compatibility::Compatibility;
 use crate::discovery::{PROTECTED_RESOURCE, PublicUrl, WellKnown};
 use crate::metrics::Series;
@@ -215,14 +215,14 @@ impl RouteTable {
     }
 
     /// All of them, most specific first.
-    pub fn iter(&self) -> impl Iterator<Item = &Route> {
-        self.0.iter().map(Arc::as_ref)
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.0.iter()
     }
 
     /// All backends of all routes that are connected to by TLS.
     pub(crate) fn backend_tls(&self) -> impl Iterator<Item = &BackendTls> {
-        let backends = self.iter().flat_map(|route| route.pool.iter());
-        backends.filter_map(Backend::tls)
+        let entries = self.iter().flat_map(|route| route.pool.entries());
+        entries.filter_map(|entry| entry.profile().tls())
     }
 }
 
@@ -264,6 +264,9 @@ struct RouteSection {
     /// How much of it there may be.
     #[serde(default)]
     limits: RouteLimits,
+    /// When its backends are believed to be down.
+    #[serde(default)]
+    health: HealthSettings,
 }
 
 /// `limits` of a route in the configuration file.
@@ -299,12 +302,14 @@ impl From<RouteSection> for Route {
     fn from(section: RouteSection) -> Self {
         let Entries(backends) = section.backends;
         let (timeouts, limits) = (section.timeouts, section.limits);
+        let most = limits.max_requests_per_backend;
+        let health = Arc::new(section.health);
         let backends = backends.into_iter();
-        let backends = backends
-            .map(|backend| Backend::new(backend, &timeouts, limits.max_requests_per_backend));
+        let profiles =
+            backends.map(|backend| Profile::new(backend, &timeouts, most, Arc::clone(&health)));
         Self {
             path: section.path,
-            pool: Pool::new(backends.collect()),
+            pool: Pool::new(profiles),
             host: section.host,
             public_url: section.public_url,
             policy: Policy::new(section.methods, section.tools),

@@ -13,6 +13,7 @@ use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
 use pingora_proxy::{HttpProxy, http_proxy};
 
+use crate::backend_watch::BackendWatch;
 use crate::config::{Config, Settings};
 use crate::connections::Connections;
 use crate::drain::{Drain, Drained, Signals};
@@ -67,6 +68,8 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     });
     let watch = certificate_watch(&listeners, Arc::clone(&gateway));
     pingora.add_service(background_service("certificates", watch));
+    let watch = backend_watch(&pingora.configuration, Arc::clone(&gateway));
+    pingora.add_service(background_service("backends", watch));
     let reaper = Reaper::new(
         &pingora.configuration,
         Arc::clone(&gateway),
@@ -104,7 +107,9 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
 pub fn gateway(config: Config) -> Gateway {
     let sessions = config.sessions.clone();
     let store = Arc::new(MemoryStore::new(sessions.clone()));
-    Gateway::new(config.into(), store).with_reaping(&sessions)
+    Gateway::new(config.into(), store)
+        .with_lost_after(sessions.lost_after.0)
+        .with_reaping(&sessions)
 }
 
 /// The proxy as a service on `listeners`, to host in a Pingora server of your own.
@@ -151,6 +156,13 @@ pub fn certificate_watch(listeners: &Listeners, gateway: Arc<Gateway>) -> Certif
         let of_backends = rules.routes.backend_tls().flat_map(BackendTls::files);
         of_listeners.iter().cloned().chain(of_backends).collect()
     })
+}
+
+/// Looks the host names of the backends up that `gateway` has now, and probes these, as is
+/// configured. Without it, names stand for what they did at the start, and a backend with probes
+/// that is down stays so. A task for `pingora_core::services::background::background_service`.
+pub fn backend_watch(conf: &ServerConf, gateway: Arc<Gateway>) -> BackendWatch {
+    BackendWatch::new(conf, gateway)
 }
 
 /// The admin listener as a service, to host in a Pingora server of your own. Its one thread is not
@@ -230,8 +242,8 @@ fn summary(config: &Config) -> String {
     }
     for route in config.routes.iter() {
         summary += &format!("; {} ->", route.path);
-        for backend in route.pool.iter() {
-            summary += &format!(" {backend}");
+        for entry in route.pool.entries() {
+            summary += &format!(" {}", entry.profile());
         }
     }
     summary

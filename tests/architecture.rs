@@ -25,6 +25,7 @@ const LAYERS: &[&str] = &[
     "rules",
     "exchange",
     "gateway",
+    "backend_watch",
     "reaper",
     "drain",
     "observe",

@@ -139,6 +139,9 @@ fn each_key_of_edge_yaml_changes_something() {
             ("allow" | "deny", _) => "[ping]",
             ("origins", _) => "[]",
             ("expired_session_status", _) => "400",
+            ("kind", _) => "tcp",
+            ("method", _) => "HEAD",
+            ("statuses", _) => "[200]",
             ("evict", _) => "oldest",
             ("format", _) => "json",
             ("key", _) => "0123456789abcdef",
@@ -146,7 +149,7 @@ fn each_key_of_edge_yaml_changes_something() {
             (_, "true") => "false",
             (_, "false") => "true",
             (_, "none") => "1s",
-            (_, duration) if duration.ends_with(['s', 'h', 'd']) => "77s",
+            (_, duration) if duration.ends_with(['s', 'm', 'h', 'd']) => "77s",
             (_, size) if size.ends_with('B') => "77KiB",
             (_, number) if number.parse::<u64>().is_ok() => "77",
             _ => "other",
@@ -298,6 +301,14 @@ fn known_keys() -> BTreeSet<String> {
         (
             "mcp.routes[].limits",
             "mcp: {routes: [{limits: {probe: 1}}]}",
+        ),
+        (
+            "mcp.routes[].health",
+            "mcp: {routes: [{health: {other: 1}}]}",
+        ),
+        (
+            "mcp.routes[].health.probe",
+            "mcp: {routes: [{health: {probe: {probe: 1}}}]}",
         ),
         (
             "mcp.routes[].compatibility",

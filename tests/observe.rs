@@ -148,8 +148,20 @@ async fn connections_to_backends_are_counted_as_new_reused_or_failed() {
     watched.until(failures, 1.0).await;
     let status = watched.status().await;
     let state = |route: usize| status["routes"][route]["backends"][0]["state"].clone();
-    assert_eq!(state(0), "last connect failed");
-    assert_eq!(state(1), "connected");
+    assert_eq!((state(0), state(1)), (json!("up"), json!("up")));
+
+    // A third failure in a row takes it down.
+    for _ in 0..2 {
+        initialize(&watched.url("/dead")).send().await.unwrap();
+    }
+    let addresses = r#"pingora_mcp_backend_addresses{route="/dead",backend="dead",state="down"}"#;
+    watched.until(addresses, 1.0).await;
+    let sessions = r#"pingora_mcp_backend_sessions{route="/mcp",backend="b0"}"#;
+    watched.until(sessions, 2.0).await;
+    let status = watched.status().await;
+    let dead = &status["routes"][0]["backends"][0];
+    assert_eq!(dead["state"], "down", "{status}");
+    assert!(dead["down_for_seconds"].is_u64(), "{status}");
 }
 
 #[tokio::test]
@@ -210,6 +222,7 @@ async fn no_label_has_a_value_that_a_client_or_a_backend_made_up() {
                 "status" => &["", "1xx", "2xx", "3xx", "4xx", "5xx"],
                 "era" => &["", "session", "stateless"],
                 "connection" => &["new", "reused"],
+                "state" => &["up", "down", "draining"],
                 "cause" => &["deleted", "lost", "idle", "lifetime", "capacity"],
                 "outcome" => &["found", "missing", "error", "dropped"],
                 "reason" => &["unknown-path", "backend-unreachable", "backend-timeout"],
@@ -340,7 +353,8 @@ async fn status_is_a_page_for_people_and_json_for_programs() {
     assert_eq!(status["routes"][0]["path"], "/m'c&amp;p");
     let shown = &status["routes"][0]["backends"][0];
     assert_eq!(shown["name"], "b0");
-    assert_eq!(shown["state"], "connected");
+    assert_eq!(shown["state"], "up");
+    assert_eq!(shown["sessions"], 1);
     assert_eq!(shown["limits"]["get_seconds"], Value::Null);
     assert_eq!(shown["limits"]["delete_seconds"], 10.0);
 
@@ -392,10 +406,7 @@ async fn a_browser_shows_the_status_page_and_has_nothing_to_complain_of() {
         .await
         .unwrap();
     let page = String::from_utf8_lossy(&shown.stdout);
-    assert!(
-        page.contains(r#"<td class="good">connected</td>"#),
-        "{page}"
-    );
+    assert!(page.contains(r#"<td class="good">up</td>"#), "{page}");
     assert!(page.contains("<dt>live sessions</dt><dd>1</dd>"), "{page}");
     let console = String::from_utf8_lossy(&shown.stderr);
     assert!(!console.contains("CONSOLE"), "{console}");
@@ -475,7 +486,7 @@ async fn counts_go_on_over_a_reload_and_begin_for_what_is_new() {
     assert!(!log.contains("needs a restart"), "{log}");
 
     let state = watched.status().await["routes"].clone();
-    assert_eq!(state[0]["backends"][0]["state"], "connected", "{state}");
+    assert_eq!(state[0]["backends"][0]["sessions"], 1, "{state}");
     open_session(&watched.url("/mcp")).await;
     open_session(&watched.url("/new")).await;
     for (target, count) in [

@@ -56,21 +56,30 @@ async fn sessions_are_counted_by_their_backend_until_they_are_gone() {
     };
     let count = |backend: &str| store.sessions_at(&binding(0).route, &backend.parse().unwrap());
     let mut ids = Vec::new();
-    for backend in ["a", "a", "b"] {
+    for backend in ["a", "a", "b@10.0.0.3:3000"] {
         let id = ClientSessionId::mint();
         store.open(id, at(backend), None).await.unwrap();
         ids.push(id);
     }
-    assert_eq!((count("a"), count("b"), count("c")), (2, 1, 0));
+    assert_eq!(
+        (count("a"), count("b@10.0.0.3:3000"), count("b")),
+        (2, 1, 0)
+    );
     // Bound anew, it is the same session; with another one, the oldest goes.
-    store.insert(ids[2], at("b")).await.unwrap();
+    store.insert(ids[2], at("b@10.0.0.3:3000")).await.unwrap();
     let id = ClientSessionId::mint();
     store.open(id, at("c"), None).await.unwrap();
-    assert_eq!((count("a"), count("b"), count("c")), (1, 1, 1));
+    assert_eq!(
+        (count("a"), count("b@10.0.0.3:3000"), count("c")),
+        (1, 1, 1)
+    );
     for id in ids.into_iter().chain([id]) {
         store.remove(id).await.unwrap();
     }
-    assert_eq!((count("a"), count("b"), count("c")), (0, 0, 0));
+    assert_eq!(
+        (count("a"), count("b@10.0.0.3:3000"), count("c")),
+        (0, 0, 0)
+    );
     let other = "/other".parse().unwrap();
     assert_eq!(store.sessions_at(&other, &"a".parse().unwrap()), 0);
 }

@@ -37,7 +37,7 @@ pub fn path(input: &[u8]) {
         route.path
     );
     for backend in route.pool.iter() {
-        let Some(sent) = route.backend_uri(&uri, backend) else {
+        let Some(sent) = route.backend_uri(&uri, &backend) else {
             // A URI is shorter than 64 KiB.
             assert!(target.len() > 32 * 1024);
             return;

@@ -1,12 +1,16 @@
 //! An MCP server behind the proxy: where it is, what is added for it, how long it may take.
 
 mod ending;
+mod health;
+mod names;
 mod pool;
+mod probe;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
@@ -17,30 +21,54 @@ use serde::{Deserialize, Deserializer};
 use url::Url;
 
 pub use ending::{Ending, Ends};
-pub use pool::{Lease, Pool};
+pub(crate) use health::{Health, HealthSettings};
+pub use names::Resolver;
+pub(crate) use names::SystemResolver;
+pub use pool::{For, Lease, Pool};
+pub(crate) use probe::Prober;
 
 use crate::compatibility::GetRefusal;
 use crate::limits::Bound;
 use crate::mcp::Call;
-use crate::metrics::Series;
-use crate::setting::{Entry, Limit, Most, Period, Text, is_bare, parse, refuse};
+use crate::metrics::{Series, Standing};
+use crate::setting::{Count, Entry, Limit, Most, Period, Text, is_bare, parse, refuse};
 use crate::tls::{BackendTls, BackendTlsSection};
 
-/// One MCP server of a route.
+/// One MCP server of a route, at one address.
 #[derive(Debug)]
 pub struct Backend {
     name: BackendName,
-    url: BackendUrl,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    profile: Arc<Profile>,
+    address: SocketAddr,
     peer: HttpPeer,
-    tls: Option<BackendTls>,
-    limits: Limits,
+    /// Whether its host name still stands for its address.
+    is_listed: AtomicBool,
     /// Requests that are at this backend now, open streams included.
     in_flight: Bound,
+    /// Those of them that may open a session.
+    opening: Arc<AtomicUsize>,
+    pub(crate) health: Arc<Health>,
     /// Its last 405 to a GET, for routes that remember it.
     pub(crate) get_refusal: GetRefusal,
-    /// What is counted of it.
+    /// What is counted of it, and of others of its host name.
     pub(crate) series: Arc<Series>,
+}
+
+/// What is configured of a backend: the same for each address of its host name.
+#[derive(Debug)]
+pub(crate) struct Profile {
+    name: BackendName,
+    url: BackendUrl,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    tls: Option<BackendTls>,
+    limits: Limits,
+    connect: Duration,
+    pool_idle: Duration,
+    most: Most,
+    weight: Count,
+    drain: bool,
+    resolve: Duration,
+    health: Arc<HealthSettings>,
 }
 
 /// How long a backend may be silent, by method.
@@ -51,63 +79,195 @@ pub(crate) struct Limits {
     pub(crate) delete: Option<Duration>,
 }
 
-impl Backend {
-    pub(crate) fn new(section: BackendSection, timeouts: &Timeouts, most: Most) -> Self {
-        let name = section.url.tls_name.clone();
-        let mut peer = HttpPeer::new(
-            section.url.address,
-            name.is_some(),
-            name.unwrap_or_default(),
-        );
-        peer.options.connection_timeout = Some(timeouts.connect.0);
-        peer.options.idle_timeout = Some(timeouts.pool_idle.0);
-        peer.options.tcp_keepalive = Some(tcp_keepalive());
-        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+impl Profile {
+    pub(crate) fn new(
+        section: BackendSection,
+        timeouts: &Timeouts,
+        most: Most,
+        health: Arc<HealthSettings>,
+    ) -> Self {
         Self {
             name: section.name,
             url: section.url,
             headers: section.headers.0,
-            peer,
             tls: section.tls,
             limits: Limits {
                 get: timeouts.get.0,
                 post: timeouts.post.0,
                 delete: timeouts.delete.0,
             },
-            in_flight: Bound::new(most),
-            get_refusal: GetRefusal::default(),
-            series: Arc::default(),
+            connect: timeouts.connect.0,
+            pool_idle: timeouts.pool_idle.0,
+            most,
+            weight: section.weight,
+            drain: section.drain,
+            resolve: section.resolve.0,
+            health,
         }
     }
 
-    /// Its name, unique in its route.
-    pub fn name(&self) -> &BackendName {
-        &self.name
-    }
-
-    /// Its URL, as it stands in the configuration.
-    pub(crate) fn url(&self) -> impl fmt::Display {
-        &self.url
-    }
-
-    /// The path of its MCP endpoint, as the target of a request.
-    pub fn uri(&self) -> &Uri {
-        &self.url.target
-    }
-
-    /// `Host` as its URL says.
-    pub fn host(&self) -> &HeaderValue {
-        &self.url.host
-    }
-
-    /// How it is connected to by TLS, if it is.
     pub(crate) fn tls(&self) -> Option<&BackendTls> {
         self.tls.as_ref()
     }
 
+    /// What the backend at `address` is called. An address that is configured needs no mention.
+    fn name_at(&self, address: SocketAddr) -> BackendName {
+        match self.url.host_name {
+            Some(_) => BackendName(format!("{}@{address}", self.name).into()),
+            None => self.name.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} ({})", self.name, self.url)
+    }
+}
+
+impl Backend {
+    fn new(profile: &Arc<Profile>, address: SocketAddr, series: &Arc<Series>) -> Self {
+        let name = profile.url.tls_name.clone();
+        let mut peer = HttpPeer::new(address, name.is_some(), name.unwrap_or_default());
+        peer.options.connection_timeout = Some(profile.connect);
+        peer.options.idle_timeout = Some(profile.pool_idle);
+        peer.options.tcp_keepalive = Some(tcp_keepalive());
+        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        Self {
+            name: profile.name_at(address),
+            profile: Arc::clone(profile),
+            address,
+            peer,
+            is_listed: AtomicBool::new(true),
+            in_flight: Bound::new(profile.most),
+            opening: Arc::default(),
+            health: Arc::default(),
+            get_refusal: GetRefusal::default(),
+            series: Arc::clone(series),
+        }
+    }
+
+    /// Its name, unique in its route, and what its sessions are bound to: with its address, where the
+    /// configuration has a host name in its place.
+    pub fn name(&self) -> &BackendName {
+        &self.name
+    }
+
+    /// Its name as it stands in the configuration, which it may share with others.
+    pub fn configured_name(&self) -> &str {
+        self.profile.name.as_str()
+    }
+
+    /// Its URL, as it stands in the configuration.
+    pub(crate) fn url(&self) -> impl fmt::Display {
+        &self.profile.url
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The path of its MCP endpoint, as the target of a request.
+    pub fn uri(&self) -> &Uri {
+        &self.profile.url.target
+    }
+
+    /// `Host` as its URL says.
+    pub fn host(&self) -> &HeaderValue {
+        &self.profile.url.host
+    }
+
     /// The headers that the configuration adds to every request to it.
     pub fn headers(&self) -> &[(HeaderName, HeaderValue)] {
-        &self.headers
+        &self.profile.headers
+    }
+
+    /// Its part of new sessions and requests, in proportion to the others'.
+    pub(crate) fn weight(&self) -> u64 {
+        self.profile.weight.0
+    }
+
+    /// Whether it takes what belongs to none of its sessions.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.profile.drain || !self.is_listed()
+    }
+
+    /// Whether its host name still stands for its address.
+    fn is_listed(&self) -> bool {
+        self.is_listed.load(Ordering::Relaxed)
+    }
+
+    /// Whether it takes requests, for those who watch.
+    pub(crate) fn standing(&self) -> Standing {
+        if self.health.is_down() {
+            Standing::Down
+        } else if self.is_draining() {
+            Standing::Draining
+        } else {
+            Standing::Up
+        }
+    }
+
+    fn health_settings(&self) -> &HealthSettings {
+        &self.profile.health
+    }
+
+    /// Which part of its share it gets now: all of it, unless it is new.
+    pub(crate) fn share(&self) -> f64 {
+        self.health.share(self.health_settings())
+    }
+
+    /// Whether its sessions are lost, as far as can be known from here: it has been down for
+    /// `lost_after`, or is down and its host name no longer stands for its address.
+    pub(crate) fn is_lost(&self, lost_after: Duration) -> bool {
+        let down_for = self.health.down_for();
+        down_for.is_some_and(|down_for| !self.is_listed() || down_for >= lost_after)
+    }
+
+    /// Whether a request of its own sessions may go to it: it is up, or this is the one that tries it.
+    pub(crate) fn may_be_asked(&self) -> bool {
+        !self.health.is_down() || self.is_tried_now()
+    }
+
+    /// Whether this request is the one that tries it, where it is down.
+    fn is_tried_now(&self) -> bool {
+        self.health
+            .is_tried_now(self.health_settings(), self.profile.connect)
+    }
+
+    /// It could be connected to.
+    pub(crate) fn connected(&self) {
+        let turn = self.health.connected(self.health_settings());
+        self.tell(turn, "it takes connections");
+    }
+
+    /// It could not be connected to.
+    pub(crate) fn failed(&self) {
+        let turn = self.health.failed(self.health_settings());
+        self.tell(turn, "it takes no connections");
+    }
+
+    /// Whether it is to be probed now. Then [`probed`](Self::probed) must follow.
+    pub(crate) fn is_probe_due(&self) -> bool {
+        self.health_settings().probe.is_on() && self.health.is_probe_due()
+    }
+
+    /// What a probe came to.
+    pub(crate) fn probed(&self, outcome: pingora_core::Result<()>) {
+        let turn = self.health.probed(outcome.is_ok(), self.health_settings());
+        match outcome {
+            Ok(()) => self.tell(turn, "it answers probes"),
+            Err(error) => self.tell(turn, error.etype().as_str()),
+        }
+    }
+
+    fn tell(&self, turn: Option<health::Turn>, reason: &str) {
+        match turn {
+            Some(health::Turn::Down) => log::warn!("backend {self} is down: {reason}"),
+            Some(health::Turn::Up) => log::info!("backend {self} is up: {reason}"),
+            None => {}
+        }
     }
 
     /// Whether a client has no say in the header `name`, in lower case: it frames the message, says
@@ -117,7 +277,7 @@ impl Backend {
             || STANDARD_HEADERS.contains(&name)
             || CLAIMS.contains(&name)
             || self
-                .headers
+                .headers()
                 .iter()
                 .any(|(configured, _)| configured == name)
     }
@@ -129,20 +289,21 @@ impl Backend {
 
     /// How long it may be silent.
     pub(crate) fn limits(&self) -> Limits {
-        self.limits
+        self.profile.limits
     }
 
     /// Where Pingora is to connect for `call`, and how long it may wait.
     pub fn peer(&self, call: Call) -> HttpPeer {
         let mut peer = self.peer.clone();
+        let limits = self.limits();
         let limit = match call {
-            Call::Post | Call::Discover => self.limits.post,
-            Call::Get | Call::Listen => self.limits.get,
-            Call::Delete => self.limits.delete,
+            Call::Post | Call::Discover => limits.post,
+            Call::Get | Call::Listen => limits.get,
+            Call::Delete => limits.delete,
         };
         peer.options.read_timeout = limit;
         peer.options.write_timeout = limit;
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = &self.profile.tls {
             tls.apply(&mut peer);
         }
         peer
@@ -151,7 +312,7 @@ impl Backend {
 
 impl fmt::Display for Backend {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} ({})", self.name, self.url)
+        write!(formatter, "{} ({})", self.name, self.profile.url)
     }
 }
 
@@ -166,7 +327,8 @@ pub(crate) fn tcp_keepalive() -> TcpKeepalive {
     }
 }
 
-/// The name of a backend, unique in its route and stable across restarts.
+/// The name of a backend, unique in its route and stable across restarts: `alpha`, or
+/// `alpha@10.0.0.3:3000` where a host name of the configuration stands for that address.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct BackendName(Arc<str>);
 
@@ -180,7 +342,14 @@ impl FromStr for BackendName {
     type Err = &'static str;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::try_from(Text(name.to_owned()))
+        let Some((configured, address)) = name.split_once('@') else {
+            return Self::try_from(Text(name.to_owned()));
+        };
+        Self::try_from(Text(configured.to_owned()))?;
+        match address.parse::<SocketAddr>() {
+            Ok(_) => Ok(Self(name.into())),
+            Err(_) => Err("not an address after '@': expected an IP address and a port"),
+        }
     }
 }
 
@@ -197,9 +366,14 @@ impl TryFrom<Text> for BackendName {
 }
 
 impl BackendName {
-    /// The name as it stands in the configuration.
+    /// The whole name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The part of it that stands in the configuration.
+    fn configured(&self) -> &str {
+        self.0.split('@').next().unwrap_or_default()
     }
 }
 
@@ -254,6 +428,9 @@ pub(crate) struct BackendSection {
     url: BackendUrl,
     headers: Headers,
     tls: Option<BackendTls>,
+    weight: Count,
+    drain: bool,
+    resolve: Period,
 }
 
 impl<'de> Deserialize<'de> for BackendSection {
@@ -276,6 +453,9 @@ impl TryFrom<BackendKeys> for BackendSection {
             url: keys.url,
             headers: keys.headers,
             tls,
+            weight: keys.weight,
+            drain: keys.drain,
+            resolve: keys.resolve,
         })
     }
 }
@@ -294,6 +474,23 @@ struct BackendKeys {
     /// Who vouches for it, and what it is shown, where its URL is https.
     #[serde(default)]
     tls: Option<BackendTlsSection>,
+    /// Its part of new sessions and requests, in proportion to the others'.
+    #[serde(default = "one")]
+    weight: Count,
+    /// Whether it gets nothing but what belongs to its sessions.
+    #[serde(default)]
+    drain: bool,
+    /// How often the host name of its URL is looked up.
+    #[serde(default = "resolve")]
+    resolve: Period,
+}
+
+fn one() -> Count {
+    Count(1)
+}
+
+fn resolve() -> Period {
+    Period(Duration::from_secs(10))
 }
 
 impl Entry for BackendSection {
@@ -304,10 +501,13 @@ impl Entry for BackendSection {
     }
 }
 
-/// The URL of an MCP endpoint, its host resolved.
+/// The URL of an MCP endpoint.
 #[derive(Debug)]
 struct BackendUrl {
-    address: SocketAddr,
+    /// The address that it names, or those that its host name stood for when it was read.
+    addresses: Vec<SocketAddr>,
+    /// Its host and port, where the host is a name.
+    host_name: Option<(String, u16)>,
     host: HeaderValue,
     target: Uri,
     /// The host, where the scheme is https: what the backend's certificate must be for.
@@ -350,23 +550,32 @@ impl TryFrom<Text> for BackendUrl {
             Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
             None => HeaderValue::try_from(host),
         };
-        // Resolved once, here: Pingora would do it within the first request and panic on failure.
-        let mut addresses = match url.host() {
-            Some(url::Host::Domain(name)) => (name, port).to_socket_addrs().ok(),
-            Some(url::Host::Ipv4(ip)) => Some(vec![SocketAddr::from((ip, port))].into_iter()),
-            Some(url::Host::Ipv6(ip)) => Some(vec![SocketAddr::from((ip, port))].into_iter()),
-            None => None,
-        };
-        let Some(address) = addresses.as_mut().and_then(Iterator::next) else {
-            return Err("the host name does not resolve: expected one that does, or an address");
+        let (addresses, host_name) = match url.host() {
+            Some(url::Host::Ipv4(ip)) => (vec![SocketAddr::from((ip, port))], None),
+            Some(url::Host::Ipv6(ip)) => (vec![SocketAddr::from((ip, port))], None),
+            Some(url::Host::Domain(name)) => {
+                // One that does not resolve yet may do so later, as programs start in any order.
+                let found = (name, port).to_socket_addrs();
+                let found = found.map_or_else(|_| Vec::new(), Iterator::collect);
+                (distinct(found), Some((name.to_owned(), port)))
+            }
+            None => return Err(EXPECTED),
         };
         Ok(Self {
-            address,
+            addresses,
+            host_name,
             host: host.map_err(|_| EXPECTED)?,
             target: Uri::try_from(url.path()).map_err(|_| EXPECTED)?,
             tls_name,
         })
     }
+}
+
+/// Each address once, and all in an order that does not change from one lookup to the next.
+fn distinct(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    addresses.sort();
+    addresses.dedup();
+    addresses
 }
 
 /// Headers to add, each name once, their values kept out of `Debug`.

@@ -200,6 +200,31 @@ pub enum Connected {
     Reused,
 }
 
+/// Whether a backend takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Standing {
+    /// It does.
+    Up,
+    /// It cannot be reached.
+    Down,
+    /// Those of its own sessions alone.
+    Draining,
+}
+
+impl Standing {
+    pub(super) const ALL: [Self; 3] = [Self::Up, Self::Down, Self::Draining];
+
+    /// A short stable name, used as a label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 pub(super) fn era_index(era: Option<Era>) -> usize {
     match era {
         None => 0,

@@ -19,8 +19,8 @@ use prometheus::{
 };
 use serde::Deserialize;
 
-pub use labels::{Connected, Ending, HttpMethod, Limit, LookupOutcome, Reaped};
-pub use series::{CountedStream, LastConnect, Series, Target};
+pub use labels::{Connected, Ending, HttpMethod, Limit, LookupOutcome, Reaped, Standing};
+pub use series::{CountedStream, Series, Target};
 
 use self::labels::{ERAS, ERRORS, METHODS, STATUSES, era_index, error_index, status_index};
 use self::tools::{Operation, Tools};
@@ -40,6 +40,8 @@ pub struct Metrics {
     open_streams: IntGaugeVec,
     connections: IntCounterVec,
     connect_failures: IntCounterVec,
+    backend_addresses: IntGaugeVec,
+    backend_sessions: IntGaugeVec,
     sessions_opened: IntCounterVec,
     sessions_ended: IntCounterVec,
     sessions_reaped: IntCounterVec,
@@ -107,7 +109,7 @@ pub struct Totals {
 }
 
 /// What there is at the moment of a scrape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Now {
     /// Sessions that are kept. `None` where the store does not know.
     pub sessions: Option<u64>,
@@ -115,6 +117,21 @@ pub struct Now {
     pub connections: usize,
     /// When the first certificate of a listener expires. `None` without TLS.
     pub certificates_expire: Option<SystemTime>,
+    /// All backends, each of their addresses for itself.
+    pub backends: Vec<BackendNow>,
+}
+
+/// A backend at one of its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendNow {
+    /// The route's path as configured.
+    pub route: String,
+    /// The backend's name as configured.
+    pub backend: String,
+    /// Whether it takes requests.
+    pub standing: Standing,
+    /// Its sessions that are kept, as far as is known.
+    pub sessions: u64,
 }
 
 impl Metrics {
@@ -174,6 +191,16 @@ impl Metrics {
             connect_failures: new.counters(
                 "pingora_mcp_backend_connect_failures_total",
                 "Attempts to connect to a backend that failed.",
+                &target,
+            )?,
+            backend_addresses: new.gauges(
+                "pingora_mcp_backend_addresses",
+                "Addresses of a backend, by what is known of them.",
+                &["route", "backend", "state"],
+            )?,
+            backend_sessions: new.gauges(
+                "pingora_mcp_backend_sessions",
+                "Sessions of a backend that this process knows to be kept.",
                 &target,
             )?,
             sessions_opened: new.counters(
@@ -321,7 +348,6 @@ impl Metrics {
             Connected::Reused => "reused",
         };
         let series = target.series;
-        series.set_last_connect(LastConnect::Connected);
         series.connections[connected as usize]
             .get_or_init(|| {
                 let labels = [target.route, target.backend, name];
@@ -332,7 +358,6 @@ impl Metrics {
 
     /// Counts an attempt to connect that failed.
     pub fn connect_failed(&self, target: Target<'_>) {
-        target.series.set_last_connect(LastConnect::Failed);
         let failures = &target.series.connect_failures;
         let labels = [target.route, target.backend];
         failures
@@ -394,6 +419,7 @@ impl Metrics {
             self.certificates_expire
                 .set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
+        self.set_backends(&now.backends);
         let capacity = totals.capacity.saturating_sub(scraped.capacity);
         for (cause, more) in [
             ("idle", totals.idle.saturating_sub(scraped.idle)),
@@ -425,6 +451,22 @@ impl Metrics {
             .inc_by(dropped.saturating_sub(scraped.log_lines_dropped));
         *scraped = totals;
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Those that the configuration has no more are told no more.
+    fn set_backends(&self, backends: &[BackendNow]) {
+        self.backend_addresses.reset();
+        self.backend_sessions.reset();
+        for now in backends {
+            let (route, backend) = (now.route.as_str(), now.backend.as_str());
+            for standing in Standing::ALL {
+                let labels = [route, backend, standing.name()];
+                let addresses = self.backend_addresses.with_label_values(&labels);
+                addresses.add(i64::from(standing == now.standing));
+            }
+            let sessions = self.backend_sessions.with_label_values(&[route, backend]);
+            sessions.add(i64::try_from(now.sessions).unwrap_or(i64::MAX));
+        }
     }
 
     fn limit_hit(&self, limit: Limit, times: u64) {

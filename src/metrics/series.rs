@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use prometheus::{Histogram, IntCounter, IntGauge};
 
@@ -19,7 +18,6 @@ pub struct Series {
     pub(super) connections: [OnceLock<IntCounter>; 2],
     pub(super) connect_failures: OnceLock<IntCounter>,
     pub(super) sessions_opened: OnceLock<IntCounter>,
-    last_connect: AtomicU8,
 }
 
 /// Where a request went: its series, and the labels that these have.
@@ -33,35 +31,10 @@ pub struct Target<'t> {
     pub backend: &'t str,
 }
 
-/// What the last attempt to connect to a backend came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LastConnect {
-    /// There was none yet.
-    Untried,
-    /// It succeeded.
-    Connected,
-    /// It failed.
-    Failed,
-}
-
 impl Series {
-    /// What the last attempt to connect came to.
-    pub fn last_connect(&self) -> LastConnect {
-        match self.last_connect.load(Ordering::Relaxed) {
-            value if value == LastConnect::Connected as u8 => LastConnect::Connected,
-            value if value == LastConnect::Failed as u8 => LastConnect::Failed,
-            _ => LastConnect::Untried,
-        }
-    }
-
     /// The GET streams and subscriptions that are open.
     pub fn open_streams(&self) -> i64 {
         self.open_streams.get().map_or(0, IntGauge::get)
-    }
-
-    pub(super) fn set_last_connect(&self, last: LastConnect) {
-        self.last_connect.store(last as u8, Ordering::Relaxed);
     }
 }
 
@@ -77,7 +50,6 @@ impl Default for Series {
             connections: [const { OnceLock::new() }; _],
             connect_failures: OnceLock::new(),
             sessions_opened: OnceLock::new(),
-            last_connect: AtomicU8::new(LastConnect::Untried as u8),
         }
     }
 }

@@ -38,7 +38,7 @@ use crate::gateway::Gateway;
 use crate::listener::Listeners;
 use crate::mcp::{Era, McpMethod, header::MCP_NAME};
 use crate::metrics::{
-    Connected, Ending, Finished, HttpMethod, Limit, Metrics, Now, Target, Totals,
+    BackendNow, Connected, Ending, Finished, HttpMethod, Limit, Metrics, Now, Target, Totals,
 };
 use crate::rejection::REFUSED;
 use crate::session::Reaping;
@@ -156,6 +156,7 @@ impl Observer {
             sessions: census.live,
             connections: load.connections(),
             certificates_expire: self.listeners.as_ref().and_then(Listeners::expire),
+            backends: backends(gateway),
         };
         let totals = Totals {
             idle: census.idle,
@@ -167,6 +168,21 @@ impl Observer {
         };
         metrics.scrape(now, totals)
     }
+}
+
+fn backends(gateway: &Gateway) -> Vec<BackendNow> {
+    let rules = gateway.rules();
+    let routes = rules.routes.iter();
+    let backends = routes.flat_map(|route| {
+        let backends = route.pool.iter();
+        backends.map(|backend| BackendNow {
+            route: route.path.to_string(),
+            backend: backend.configured_name().to_owned(),
+            standing: backend.standing(),
+            sessions: gateway.store().sessions_at(&route.path, backend.name()),
+        })
+    });
+    backends.collect()
 }
 
 fn count(metrics: &Metrics, exchange: &Exchange, request: &Finished) {
@@ -191,7 +207,7 @@ fn target<'t>(metrics: &'t Metrics, exchange: &'t Exchange) -> Target<'t> {
         return metrics.unrouted();
     };
     let (series, backend) = match exchange.backend() {
-        Some(backend) => (&backend.series, backend.name().as_str()),
+        Some(backend) => (&backend.series, backend.configured_name()),
         None => (&route.series, ""),
     };
     Target {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::gateway::Gateway;
-use crate::metrics::LastConnect;
+use crate::metrics::Standing;
 use crate::route::Route;
 use crate::session::{Census, SessionSettings};
 
@@ -50,14 +50,27 @@ struct ConnectionsStatus {
 struct RouteStatus {
     path: String,
     backends: Vec<BackendStatus>,
+    /// Backends whose host names stand for nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unresolved: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct BackendStatus {
     name: String,
     url: String,
+    #[serde(skip)]
+    standing: Standing,
     state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    down_for_seconds: Option<u64>,
+    weight: u64,
+    /// Which part of its weight counts, while it comes back.
+    share: f64,
+    /// As far as is known here.
+    sessions: u64,
     requests_in_flight: usize,
+    /// Those of all addresses of its name.
     open_streams: i64,
     limits: LimitsStatus,
 }
@@ -101,7 +114,11 @@ impl Status {
             },
             open_streams: load.streams(),
             max_streams: rules.limits.max_streams.0,
-            routes: rules.routes.iter().map(RouteStatus::new).collect(),
+            routes: rules
+                .routes
+                .iter()
+                .map(|route| RouteStatus::new(route, gateway))
+                .collect(),
         }
     }
 
@@ -170,10 +187,16 @@ impl Status {
 }
 
 impl RouteStatus {
-    fn new(route: &Route) -> Self {
+    fn new(route: &Route, gateway: &Gateway) -> Self {
+        let backends = route.pool.iter().map(|backend| {
+            let sessions = gateway.store().sessions_at(&route.path, backend.name());
+            BackendStatus::new(&backend, sessions)
+        });
+        let unresolved = route.pool.unresolved();
         Self {
             path: route.path.to_string(),
-            backends: route.pool.iter().map(BackendStatus::new).collect(),
+            backends: backends.collect(),
+            unresolved: unresolved.map(|profile| profile.to_string()).collect(),
         }
     }
 
@@ -186,23 +209,40 @@ impl RouteStatus {
         page.push_str(TABLE_HEAD);
         for backend in &self.backends {
             let BackendStatus { limits, .. } = backend;
-            let class = match backend.state {
-                CONNECTED => "good",
-                FAILED => "bad",
-                _ => "",
+            let class = match backend.standing {
+                Standing::Up => "good",
+                Standing::Down => "bad",
+                Standing::Draining => "",
+            };
+            let since = backend
+                .down_for_seconds
+                .map_or_else(String::new, |seconds| {
+                    format!(" for {}", period(seconds as f64))
+                });
+            let share = match backend.share {
+                1.0 => String::new(),
+                share => format!("<br><small>coming back, {:.0} %</small>", share * 100.0),
             };
             write!(
                 page,
                 "<tr><th scope=row>{}<br><small>{}</small></th><td class=\"{class}\">{}</td>\
-                 <td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                 <td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
                 Escaped(&backend.name),
                 Escaped(&backend.url),
-                backend.state,
+                format_args!("{}{since}{share}", backend.state),
+                backend.sessions,
                 backend.requests_in_flight,
                 backend.open_streams,
                 limit(limits.get_seconds),
                 limit(limits.post_seconds),
                 limit(limits.delete_seconds),
+            )?;
+        }
+        for backend in &self.unresolved {
+            write!(
+                page,
+                "<tr><th scope=row>{}</th><td class=bad colspan=7>does not resolve</td></tr>",
+                Escaped(backend)
             )?;
         }
         page.push_str("</tbody></table></div></section>");
@@ -211,17 +251,18 @@ impl RouteStatus {
 }
 
 impl BackendStatus {
-    fn new(backend: &Backend) -> Self {
+    fn new(backend: &Backend, sessions: u64) -> Self {
         let seconds = |limit: Option<Duration>| limit.map(|limit| limit.as_secs_f64());
         let limits = backend.limits();
         Self {
             name: backend.name().to_string(),
             url: backend.url().to_string(),
-            state: match backend.series.last_connect() {
-                LastConnect::Untried => "not tried yet",
-                LastConnect::Connected => CONNECTED,
-                LastConnect::Failed => FAILED,
-            },
+            standing: backend.standing(),
+            state: backend.standing().name(),
+            down_for_seconds: backend.health.down_for().map(|down_for| down_for.as_secs()),
+            weight: backend.weight(),
+            share: backend.share(),
+            sessions,
             requests_in_flight: backend.in_flight(),
             open_streams: backend.series.open_streams(),
             limits: LimitsStatus {
@@ -274,12 +315,8 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-const CONNECTED: &str = "connected";
-
-const FAILED: &str = "last connect failed";
-
 const TABLE_HEAD: &str = "<thead><tr><th scope=col>Backend</th><th scope=col>State</th>\
-    <th scope=col>In flight</th><th scope=col>Streams</th><th scope=col>GET limit</th>\
+    <th scope=col>Sessions</th><th scope=col>In flight</th><th scope=col>Streams</th><th scope=col>GET limit</th>\
     <th scope=col>POST limit</th><th scope=col>DELETE limit</th></tr></thead><tbody>";
 
 const HEAD: &str = "<!doctype html>

@@ -260,6 +260,8 @@ pub struct SessionSettings {
     pub idle_timeout: Period,
     /// A session is forgotten this long after it was opened, used or not.
     pub lifetime: Period,
+    /// Sessions of a backend that has been down for this long count as lost.
+    pub lost_after: Period,
     /// How the backends of forgotten sessions are told.
     pub reap: Reap,
     /// What ids are sealed with.
@@ -277,6 +279,8 @@ impl Default for SessionSettings {
             max_new_per_client: Most(Some(500)),
             idle_timeout: Period(Duration::from_secs(24 * 60 * 60)),
             lifetime: Period(Duration::from_secs(7 * 24 * 60 * 60)),
+            // A machine is back from its restart by then.
+            lost_after: Period(Duration::from_secs(5 * 60)),
             reap: Reap::default(),
             seal: SealSettings::default(),
         }
