@@ -57,6 +57,19 @@ async fn clients_see_the_same_through_tls() {
 }
 
 #[tokio::test]
+async fn a_probe_sees_that_a_server_hangs_and_opens_no_session() {
+    let server = ExampleServer::start().await;
+    let probe = "      health: { probe: { kind: mcp, interval: 20ms, timeout: 300ms } }\n";
+    let mut proxy = ProxyProcess::start(&(route(&[server.address]) + probe)).await;
+    server.signal("STOP");
+    assert!(proxy.until(|log| log.contains("is down: ")).await);
+    server.signal("CONT");
+    let says_so = |log: String| log.contains("is up: it answers probes");
+    assert!(proxy.until(says_so).await);
+    assert_eq!(server.sessions(), [""; 0]);
+}
+
+#[tokio::test]
 async fn four_clients_at_a_time_use_two_servers_behind_one_proxy() {
     let servers = [ExampleServer::start().await, ExampleServer::start().await];
     let proxy = ProxyProcess::start(&route(&[servers[0].address, servers[1].address])).await;
