@@ -218,7 +218,7 @@ impl Health {
     }
 
     fn turn_down(&self, state: &mut State, settings: &HealthSettings) -> Turn {
-        let backoff = settings.backoff.0;
+        let backoff = settings.backoff.0.min(settings.max_backoff.0);
         state.down = Some(Down {
             since: Instant::now(),
             backoff,
