@@ -2,7 +2,7 @@
 # Makes the tools available that a machine with only rustup, a C compiler and make lacks.
 #
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
-#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, and cargo-deny
+#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, and cargo-deny
 #   scripts/tools.sh fuzz     cmake and cargo-fuzz
 #   scripts/tools.sh interop  cmake, node with npm, and the packages of tests/interop for node and Python
 #
@@ -31,6 +31,7 @@ main() {
       npm_packages tests/typescript
       npm_packages tests/conformance
       browser
+      redis_server
       ;;
     interop)
       cmake_tool
@@ -141,6 +142,17 @@ browser() {
 
 browser_is_there() {
   command -v chromium || command -v chromium-browser || command -v google-chrome
+} >/dev/null
+
+# Each test starts its own, on a port of its own: the service that a package may start is not used.
+redis_server() {
+  redis_is_there && return
+  from_system redis-server redis redis redis && redis_is_there && return
+  stop "redis-server 6.2 or later with redis-cli is needed: install Redis with your package manager (the package is called redis-server or redis)"
+}
+
+redis_is_there() {
+  command -v redis-server && command -v redis-cli
 } >/dev/null
 
 # python_packages NAME REQUIREMENTS MODULE: the Python that has the packages is target/tools/bin/python-NAME; what it is

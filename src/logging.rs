@@ -3,9 +3,10 @@
 use env_logger::{Builder, Env, Logger};
 use log::{Level, Log, Metadata, Record};
 
-/// Starts the log. `RUST_LOG` sets its levels, for this proxy's own modules at will.
+/// Starts the log. `RUST_LOG` sets its levels, for this proxy's own modules at will. What the client
+/// of the session store has to say, this proxy says in one line.
 pub(crate) fn start() {
-    let environment = Env::default().default_filter_or("warn,pingora_mcp=info");
+    let environment = Env::default().default_filter_or("warn,redis=off,pingora_mcp=info");
     let logger = Builder::from_env(environment).build();
     log::set_max_level(logger.filter());
     log::set_boxed_logger(Box::new(Discreet(logger))).expect("no log was started before");

@@ -159,8 +159,12 @@ impl ClientSessionId {
     }
 
     /// Its 128 bits.
-    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
     }
 
     /// Reads the id that `value` begins with, and gives what follows it.

@@ -24,7 +24,9 @@ use crate::observe::{AccessLog, Admin, Observer};
 use crate::proxy::McpProxy;
 use crate::reaper::Reaper;
 use crate::reload::{Fixed, Reload};
-use crate::session::MemoryStore;
+use crate::session::{
+    MemoryStore, RedisSettings, SessionSettings, SessionStore, SharedStore, StoreSettings,
+};
 use crate::setting::Most;
 use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 
@@ -58,7 +60,15 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
         Some(_) => Some(Arc::new(Metrics::new(mcp.metrics)?)),
         None => None,
     };
-    let gateway = Arc::new(gateway(mcp));
+    let shared = shared_store(&mcp.sessions);
+    if let (Some(metrics), Some(shared)) = (&metrics, &shared) {
+        metrics.add(shared.collectors())?;
+    }
+    if let Some(shared) = &shared {
+        pingora.add_service(background_service("sessions", shared.clone()));
+    }
+    let store = store(&mcp.sessions, shared);
+    let gateway = Arc::new(gateway_with(mcp, store));
     let reload = file.map(|file| {
         let reload = Reload::new(file, fixed, fitting, Arc::clone(&gateway));
         let service = background_service("reload", reload);
@@ -103,13 +113,35 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The gateway that `config` describes, with its sessions in memory.
+/// The gateway that `config` describes, with its sessions where it says.
 pub fn gateway(config: Config) -> Gateway {
+    let store = store(&config.sessions, shared_store(&config.sessions));
+    gateway_with(config, store)
+}
+
+/// The gateway that `config` describes, with its sessions in `store`.
+pub fn gateway_with(config: Config, store: Arc<dyn SessionStore>) -> Gateway {
     let sessions = config.sessions.clone();
-    let store = Arc::new(MemoryStore::new(sessions.clone()));
     Gateway::new(config.into(), store)
         .with_lost_after(sessions.lost_after.0)
         .with_reaping(&sessions)
+}
+
+/// The store that others share, where `sessions` are kept in one.
+fn shared_store(sessions: &SessionSettings) -> Option<SharedStore> {
+    match &sessions.store {
+        StoreSettings::Memory => None,
+        StoreSettings::Redis(redis) => {
+            Some(SharedStore::new(RedisSettings::clone(redis), sessions))
+        }
+    }
+}
+
+fn store(sessions: &SessionSettings, shared: Option<SharedStore>) -> Arc<dyn SessionStore> {
+    match shared {
+        Some(shared) => Arc::new(shared),
+        None => Arc::new(MemoryStore::new(sessions.clone())),
+    }
 }
 
 /// The proxy as a service on `listeners`, to host in a Pingora server of your own.

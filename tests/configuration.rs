@@ -13,7 +13,8 @@ use serde_json::Value;
 #[test]
 fn every_file_in_conf_is_good() {
     for file in files("conf") {
-        if let Err(error) = Settings::load(&file) {
+        let yaml = std::fs::read_to_string(&file).unwrap();
+        if let Err(error) = Settings::parse(&file, &yaml, environment()) {
             panic!("{error}");
         }
         let checked = check(&file);
@@ -125,7 +126,7 @@ fn each_key_of_edge_yaml_changes_something() {
         let Some((key, value)) = line.trim_start_matches([' ', '-']).split_once(": ") else {
             continue;
         };
-        if line.trim_start().starts_with('#') || key == "tls" {
+        if line.trim_start().starts_with('#') || ["tls", "store"].contains(&key) {
             continue;
         }
         let other = match (key, value) {
@@ -161,7 +162,10 @@ fn each_key_of_edge_yaml_changes_something() {
         changed += 1;
     }
     let mut leaves = keys_of(&yaml);
-    leaves.retain(|key, value| !value.is_empty() && !key.ends_with(".tls"));
+    leaves.retain(|key, value| {
+        let is_section = key.ends_with(".tls") || key.ends_with(".store");
+        !value.is_empty() && !is_section
+    });
     assert_eq!(changed, leaves.len());
 }
 
@@ -317,6 +321,18 @@ fn known_keys() -> BTreeSet<String> {
         ("mcp.sessions", "mcp: {sessions: {probe: 1}}"),
         ("mcp.sessions.reap", "mcp: {sessions: {reap: {probe: 1}}}"),
         ("mcp.sessions.seal", "mcp: {sessions: {seal: {probe: 1}}}"),
+        (
+            "mcp.sessions.store.redis",
+            "mcp: {sessions: {store: {redis: {probe: 1}}}}",
+        ),
+        (
+            "mcp.sessions.store.redis.sentinel",
+            "mcp: {sessions: {store: {redis: {sentinel: {probe: 1}}}}}",
+        ),
+        (
+            "mcp.sessions.store.redis.tls",
+            "mcp: {sessions: {store: {redis: {tls: {probe: 1}}}}}",
+        ),
         ("mcp.timeouts", "mcp: {timeouts: {probe: 1}}"),
         ("mcp.limits", "mcp: {limits: {probe: 1}}"),
         ("mcp.cors", "mcp: {cors: {probe: 1}}"),
@@ -325,7 +341,8 @@ fn known_keys() -> BTreeSet<String> {
         ("mcp.metrics", "mcp: {metrics: {probe: 1}}"),
         ("mcp.access_log", "mcp: {access_log: {probe: 1}}"),
     ];
-    let mut keys = BTreeSet::new();
+    // What an enum is chosen by is named as a value.
+    let mut keys = BTreeSet::from(["mcp.sessions.store.redis".to_owned()]);
     for (section, yaml) in sections {
         let error = parse(yaml, &[]).unwrap_err().to_string();
         let (_, names) = error.split_once("unknown key: expected one of ").unwrap();
@@ -343,15 +360,17 @@ fn edge_keys() -> BTreeMap<String, String> {
     keys
 }
 
-/// Puts what is commented out below `tls: null` in its place.
+/// Puts what is commented out below `tls: null` and `store: memory` in their places.
 fn with_null_sections(yaml: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     let mut is_shown = false;
     for line in yaml.lines() {
         let shown = line.trim_start().strip_prefix("# ");
         match shown {
-            Some("tls:") => {
-                assert_eq!(lines.pop().unwrap().trim(), "tls: null");
+            Some(key @ ("tls:" | "store:")) if !is_shown => {
+                let instead = if key == "tls:" { "null" } else { "memory" };
+                let expected = format!("{key} {instead}");
+                assert_eq!(lines.pop().unwrap().trim(), expected);
                 is_shown = true;
             }
             Some(_) => {}
@@ -452,7 +471,7 @@ fn minimal_with(mcp: &str) -> String {
     MINIMAL.to_owned() + mcp
 }
 
-/// What the invalid files find in their environment.
+/// What the files find in their environment.
 fn environment() -> HashMap<String, String> {
     let variables = ENVIRONMENT.iter();
     variables
@@ -485,8 +504,10 @@ const MINIMAL: &str = include_str!("../conf/minimal.yaml");
 
 const SECRET: &str = "s3cret";
 
-const ENVIRONMENT: [(&str, &str); 3] = [
+const ENVIRONMENT: [(&str, &str); 5] = [
     ("SECRET", SECRET),
+    ("REDIS_PASSWORD", SECRET),
+    ("SESSION_KEY", "MYzAIbkCPXaZjGZuUFJJzuEzzNzG2x4f"),
     ("PATH_SECRET", "/s3cret"),
     ("QUOTING_SECRET", "s3cret ${"),
 ];

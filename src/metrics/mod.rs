@@ -256,6 +256,15 @@ impl Metrics {
         })
     }
 
+    /// Shows what others measure, too.
+    ///
+    /// # Errors
+    /// A name is taken already.
+    pub fn add(&self, collectors: Vec<Box<dyn Collector>>) -> prometheus::Result<()> {
+        let mut collectors = collectors.into_iter();
+        collectors.try_for_each(|collector| self.registry.register(collector))
+    }
+
     /// The target of a request that no route takes.
     pub fn unrouted(&self) -> Target<'_> {
         Target {

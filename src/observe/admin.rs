@@ -127,7 +127,10 @@ impl Admin {
 
     /// Why the proxy is not to be sent requests. `None` where it is.
     fn unready(&self) -> Option<&'static str> {
-        self.is_ending.borrow().then_some("draining")
+        if *self.is_ending.borrow() {
+            return Some("draining");
+        }
+        (!self.gateway.store().is_reached()).then_some("store")
     }
 
     async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {

@@ -8,6 +8,8 @@ mod client;
 mod memory;
 mod reap;
 mod seal;
+mod secret;
+mod shared;
 
 use std::fmt::Debug;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,6 +22,8 @@ pub use memory::MemoryStore;
 pub(crate) use reap::Reaping;
 pub use reap::{Reap, ReapSettings};
 pub use seal::{Seal, SealError, SealKey, SealSettings, Seals};
+pub use secret::Secret;
+pub use shared::{RedisSettings, SharedStore};
 
 use crate::backend::BackendName;
 use crate::mcp::{BackendSessionId, ClientSessionId};
@@ -167,6 +171,11 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
     async fn census(&self) -> Census {
         Census::default()
     }
+
+    /// Whether it can be reached, as far as is known without asking it.
+    fn is_reached(&self) -> bool {
+        true
+    }
 }
 
 /// A session that its store has forgotten, and that its backend may still keep.
@@ -244,10 +253,24 @@ pub enum Evict {
     Oldest,
 }
 
+/// Where sessions are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum StoreSettings {
+    /// In this process, for as long as it runs.
+    #[default]
+    Memory,
+    /// In Redis or Valkey, for all proxies that use the same.
+    Redis(Box<RedisSettings>),
+}
+
 /// `mcp.sessions` in the configuration file: how many sessions are kept and for how long.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
+    /// Where they are kept.
+    pub store: StoreSettings,
     /// The most sessions kept at a time.
     pub capacity: Count,
     /// What goes at capacity, for a new session.
@@ -273,6 +296,7 @@ impl Default for SessionSettings {
     /// themselves: the defaults outlast a closed laptop's night and a long weekend.
     fn default() -> Self {
         Self {
+            store: StoreSettings::default(),
             capacity: Count(100_000),
             evict: Evict::None,
             max_per_client: Most(Some(10_000)),

@@ -259,13 +259,13 @@ fn is_guessable(secret: &str) -> bool {
 /// XChaCha20 makes a key of its own out of the first 16 bytes of a nonce.
 fn nonce(id: ClientSessionId) -> XNonce {
     let mut nonce = XNonce::default();
-    nonce[..16].copy_from_slice(id.as_bytes());
+    nonce[..16].copy_from_slice(&id.to_bytes());
     nonce
 }
 
 /// What is authenticated with a seal, and not in it.
 fn associated(id: ClientSessionId, route: &RoutePath) -> Vec<u8> {
-    [id.as_bytes(), route.as_str().as_bytes()].concat()
+    [&id.to_bytes(), route.as_str().as_bytes()].concat()
 }
 
 /// Reads what [`Seals::seal`] wrote.

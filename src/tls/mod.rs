@@ -6,6 +6,7 @@
 
 mod backend;
 mod listener;
+mod store;
 mod watch;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Deserializer};
 pub(crate) use backend::{BackendTls, BackendTlsSection, has_system_roots};
 pub(crate) use listener::Handshake;
 pub use listener::ListenerTls;
+pub(crate) use store::{StoreTls, StoreTlsSection};
 pub use watch::CertificateWatch;
 pub(crate) use watch::{Expires, Watched, WatchedFiles};
 

@@ -11,6 +11,7 @@ pub mod backend_process;
 pub mod mutant;
 pub mod mutation;
 pub mod process;
+pub mod redis;
 pub mod relay;
 pub mod tls;
 pub mod typescript;

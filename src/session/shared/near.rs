@@ -1,0 +1,229 @@
+//! The near cache: what this proxy knows of sessions without asking, and how many it opened.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use moka::future::Cache;
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+
+use crate::mcp::ClientSessionId;
+use crate::session::client::{ClientNetwork, Clients};
+use crate::session::{Binding, Evict, OpenError, SessionSettings};
+
+/// Sessions that were used here of late.
+#[derive(Debug)]
+pub(super) struct Near {
+    cache: Cache<ClientSessionId, Arc<Entry>>,
+    counts: Arc<Mutex<Counts>>,
+    capacity: u64,
+    evict: Evict,
+    /// What moments are counted from.
+    began: Instant,
+    /// Before this, removals may have been missed.
+    listening_since: AtomicU64,
+    /// How often a session was removed, of those whose ids begin with the same byte.
+    removals: [AtomicU32; 256],
+}
+
+/// A moment since the store was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(u64);
+
+impl Moment {
+    pub(super) fn after(self, period: Duration) -> Self {
+        Self(self.0.saturating_add(milliseconds(period)))
+    }
+}
+
+/// What is known of a session.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) binding: Binding,
+    /// When the store last said so. It refreshed the session's idle time then.
+    pub(super) refreshed: Moment,
+    /// When its lifetime is over.
+    pub(super) ends: Moment,
+    /// Whether the store is being asked.
+    pub(super) is_asking: AtomicBool,
+    /// Where it was opened here, and so counts here.
+    opened_here: Option<Opener>,
+}
+
+/// Whose session it is. One on a Unix socket has no network.
+#[derive(Clone, Copy, Debug)]
+struct Opener(Option<ClientNetwork>);
+
+/// Sessions that were opened here and are near.
+struct Counts {
+    sessions: u64,
+    clients: Clients,
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.sessions.fmt(formatter)
+    }
+}
+
+impl Near {
+    pub(super) fn new(settings: &SessionSettings) -> Self {
+        let counts = Arc::new(Mutex::new(Counts {
+            sessions: 0,
+            clients: Clients::new(settings),
+        }));
+        let counted = Arc::clone(&counts);
+        let cache = Cache::builder()
+            .eviction_policy(EvictionPolicy::lru())
+            .max_capacity(settings.capacity.0)
+            // A session that is away with its store goes on for as long as it is used.
+            .time_to_idle(settings.idle_timeout.0)
+            .eviction_listener(move |_, entry: Arc<Entry>, _: RemovalCause| {
+                if let Some(Opener(client)) = entry.opened_here {
+                    let mut counts = lock(&counted);
+                    counts.sessions -= 1;
+                    counts.clients.remove(client);
+                }
+            })
+            .build();
+        Self {
+            cache,
+            counts,
+            capacity: settings.capacity.0,
+            evict: settings.evict,
+            began: Instant::now(),
+            listening_since: AtomicU64::new(0),
+            removals: [const { AtomicU32::new(0) }; 256],
+        }
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        Moment(milliseconds(self.began.elapsed()))
+    }
+
+    pub(super) async fn get(&self, id: ClientSessionId) -> Option<Arc<Entry>> {
+        self.cache.get(&id).await
+    }
+
+    /// Whether the store would have told of `entry`'s removal.
+    pub(super) fn is_told_of(&self, entry: &Entry) -> bool {
+        entry.refreshed.0 >= self.listening_since.load(Ordering::Relaxed)
+    }
+
+    /// From now on, removals at other proxies are heard of.
+    pub(super) fn listens(&self) {
+        // An entry that is of this very millisecond may be from before.
+        let since = self.now().0.saturating_add(1);
+        self.listening_since.store(since, Ordering::Relaxed);
+    }
+
+    /// Changes with each removal that `id` may be of.
+    pub(super) fn removals(&self, id: ClientSessionId) -> u32 {
+        self.slot(id).load(Ordering::SeqCst)
+    }
+
+    /// Keeps what the store said at `refreshed`, unless the session was removed since `removals`
+    /// was read.
+    pub(super) async fn keep(
+        &self,
+        id: ClientSessionId,
+        binding: Binding,
+        (refreshed, left): (Moment, Duration),
+        removals: u32,
+    ) {
+        let former = self.cache.get(&id).await;
+        let opened_here = former.and_then(|entry| entry.opened_here);
+        if let Some(Opener(client)) = opened_here {
+            let mut counts = lock(&self.counts);
+            counts.sessions += 1;
+            counts.clients.add(client);
+        }
+        self.put(id, binding, (refreshed, left), opened_here).await;
+        if self.removals(id) != removals {
+            self.cache.invalidate(&id).await;
+        }
+    }
+
+    /// Keeps a session that was opened here, and that [`reserve`](Self::reserve) counted.
+    pub(super) async fn keep_opened(
+        &self,
+        id: ClientSessionId,
+        binding: Binding,
+        said: (Moment, Duration),
+        client: Option<ClientNetwork>,
+    ) {
+        self.put(id, binding, said, Some(Opener(client))).await;
+    }
+
+    async fn put(
+        &self,
+        id: ClientSessionId,
+        binding: Binding,
+        (refreshed, left): (Moment, Duration),
+        opened_here: Option<Opener>,
+    ) {
+        let entry = Entry {
+            binding,
+            refreshed,
+            ends: refreshed.after(left),
+            is_asking: AtomicBool::new(false),
+            opened_here,
+        };
+        self.cache.insert(id, Arc::new(entry)).await;
+    }
+
+    /// Forgets a session that is removed here or elsewhere.
+    pub(super) async fn remove(&self, id: ClientSessionId) {
+        self.slot(id).fetch_add(1, Ordering::SeqCst);
+        self.cache.invalidate(&id).await;
+    }
+
+    fn slot(&self, id: ClientSessionId) -> &AtomicU32 {
+        &self.removals[usize::from(id.to_bytes()[0])]
+    }
+
+    /// Whether there is room for one more session of `client`.
+    pub(super) async fn check(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        if self.judge(&lock(&self.counts), client).is_err() {
+            self.cache.run_pending_tasks().await;
+            return self.judge(&lock(&self.counts), client);
+        }
+        Ok(())
+    }
+
+    /// Counts one more session of `client`, if there is room for it.
+    pub(super) async fn reserve(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        self.check(client).await?;
+        let mut counts = lock(&self.counts);
+        self.judge(&counts, client)?;
+        counts.sessions += 1;
+        counts.clients.open(client);
+        Ok(())
+    }
+
+    /// Counts a session of `client` out that was reserved and not opened.
+    pub(super) fn release(&self, client: Option<ClientNetwork>) {
+        let mut counts = lock(&self.counts);
+        counts.sessions -= 1;
+        counts.clients.remove(client);
+    }
+
+    fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+        counts.clients.check(client)?;
+        match self.evict {
+            Evict::None if counts.sessions >= self.capacity => Err(OpenError::Full),
+            Evict::None | Evict::Oldest => Ok(()),
+        }
+    }
+}
+
+pub(super) fn milliseconds(period: Duration) -> u64 {
+    u64::try_from(period.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Counts are whole between any two statements, also where a panic came between.
+fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
+}

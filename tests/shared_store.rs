@@ -1,0 +1,750 @@
+//! Sessions in Redis: what every store must do, what several proxies see of each other, and each
+//! way in which the store can be away.
+
+mod support;
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
+use pingora_mcp::session::{
+    Abandoned, Binding, ClientNetwork, OpenError, Opened, SessionSettings, SessionStore,
+    SharedStore, StoreError, StoreSettings,
+};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use support::process::ProxyProcess;
+use support::redis::{Cluster, Redis};
+use support::tls::{Authority, Files};
+use support::{Backend, ask, header, initialize, open_session, route, unused_address, within};
+
+#[tokio::test]
+async fn the_shared_store_agrees_with_a_map_whatever_becomes_of_its_connection() {
+    let redis = Redis::start().await;
+    let mut runner = TestRunner::deterministic();
+    let steps = proptest::collection::vec(step(), 1..60);
+    for _ in 0..12 {
+        let steps = steps.new_tree(&mut runner).unwrap().current();
+        let store = store(&redis.url(), "idle_timeout: 200ms, lifetime: 600ms");
+        check(&redis, &store, steps).await;
+    }
+}
+
+#[tokio::test]
+async fn two_stores_see_each_others_sessions() {
+    let redis = Redis::start().await;
+    let [one, other] = [(); 2].map(|()| store(&redis.url(), ""));
+    let id = ClientSessionId::mint();
+    one.open(id, binding(0), None).await.unwrap();
+    assert_eq!(other.find(id).await, Ok(Some(binding(0))));
+    // Bound anew at one, the other's near entry goes.
+    one.insert(id, binding(1)).await.unwrap();
+    until_found(&other, id, Some(binding(1))).await;
+    one.remove(id).await.unwrap();
+    assert_eq!(one.find(id).await, Ok(None));
+    until_found(&other, id, None).await;
+    assert_eq!(redis.ask::<u64>("DBSIZE").await, 0, "what is left of it");
+}
+
+#[tokio::test]
+async fn a_session_that_is_near_costs_no_round_trip() {
+    let redis = Redis::start().await;
+    let store = store(&redis.url(), "");
+    let id = connected(&store).await;
+    let before = redis.scripts().await;
+    for _ in 0..1000 {
+        assert_eq!(store.find(id).await, Ok(Some(binding(0))));
+    }
+    assert_eq!(redis.scripts().await, before);
+}
+
+#[tokio::test]
+async fn idle_time_is_refreshed_at_most_each_quarter_of_it() {
+    let redis = Redis::start().await;
+    let store = store(&redis.url(), "idle_timeout: 400ms");
+    let id = connected(&store).await;
+    let (before, begun) = (redis.scripts().await, Instant::now());
+    // For longer than a session that is not refreshed would live.
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(store.find(id).await, Ok(Some(binding(0))));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let refreshes = redis.scripts().await - before;
+    let quarters = begun.elapsed().as_millis() / 100 + 1;
+    assert!(
+        (4..=quarters).contains(&refreshes.into()),
+        "{refreshes} times in {quarters} quarters"
+    );
+}
+
+#[tokio::test]
+async fn what_the_server_saves_shows_no_id_of_either_side() {
+    let redis = Redis::with(&["rdbcompression no"]).await;
+    let store = store(&redis.url(), "");
+    let ids: Vec<_> = (0..100).map(|_| ClientSessionId::mint()).collect();
+    for (position, id) in ids.iter().enumerate() {
+        store.open(*id, binding(position), None).await.unwrap();
+    }
+    redis.ask::<()>("SAVE").await;
+    let dump = std::fs::read(redis.folder.join("dump.rdb")).unwrap();
+    let shows = |bytes: &[u8]| dump.windows(bytes.len()).any(|at| at == bytes);
+    assert!(shows(b"pmcp:{"), "this is no dump of the sessions");
+    for secret in ["backend-session-", "/mcp", "local"] {
+        assert!(!shows(secret.as_bytes()), "{secret}");
+    }
+    for id in ids {
+        let digits = id.to_header();
+        let text = digits.to_str().unwrap();
+        let bytes: Vec<_> = (0..16)
+            .map(|at| u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).unwrap())
+            .collect();
+        assert!(!shows(text.as_bytes()) && !shows(&bytes));
+    }
+}
+
+#[tokio::test]
+async fn keys_are_rotated_without_a_session_lost() {
+    let redis = Redis::start().await;
+    let with = |keys: &str| with_keys(&redis.url(), "", keys);
+    let (old, both, new) = (with(OLD), with(&format!("{NEW}, {OLD}")), with(NEW));
+    let [before, after] = [(); 2].map(|()| ClientSessionId::mint());
+    old.open(before, binding(0), None).await.unwrap();
+    both.open(after, binding(1), None).await.unwrap();
+    assert_eq!(both.find(before).await, Ok(Some(binding(0))));
+    assert_eq!(new.find(after).await, Ok(Some(binding(1))));
+    // Another proxy may have the key: that is no 404.
+    assert_eq!(new.find(before).await, Err(StoreError));
+    assert_eq!(old.find(after).await, Err(StoreError));
+    // Nor does one that has another key take its removals for its own.
+    both.remove(before).await.unwrap();
+    until_found(&old, before, None).await;
+}
+
+#[tokio::test]
+async fn an_abandoned_session_goes_to_one_store_and_to_another_if_that_dies() {
+    let redis = Redis::start().await;
+    let limits = "idle_timeout: 100ms, lifetime: 10m, max_new_per_client: none";
+    let [one, other] = [(); 2].map(|()| store(&redis.url(), limits));
+    let mut left = HashSet::new();
+    for position in 0..200 {
+        let id = ClientSessionId::mint();
+        one.open(id, binding(position), None).await.unwrap();
+        left.insert(position);
+    }
+    // Both at a time, until none is left that was not claimed.
+    let mut claimed = Vec::new();
+    within("all sessions, abandoned", async {
+        while claimed.len() < 200 {
+            let (first, second) = tokio::join!(one.abandoned(7), other.abandoned(7));
+            claimed.extend(first.unwrap());
+            claimed.extend(second.unwrap());
+        }
+    })
+    .await;
+    for Abandoned { binding, .. } in &claimed {
+        assert!(left.remove(&position(binding)), "claimed twice");
+    }
+    assert_eq!(one.abandoned(1).await, Ok(Vec::new()));
+    assert_eq!(one.census().await.idle + other.census().await.idle, 200);
+    // The half of them is settled. Who had the others dies, and its minute passes.
+    let unsettled = claimed.split_off(100);
+    for Abandoned { claim, .. } in claimed {
+        one.settle(claim).await.unwrap();
+    }
+    for shard in 0..16 {
+        let list = format!("pmcp:{{{shard}}}:claimed");
+        let names: Vec<String> = redis.ask(&format!("ZRANGE {list} 0 -1")).await;
+        for name in names {
+            redis.ask::<()>(&format!("ZADD {list} XX 1 {name}")).await;
+        }
+    }
+    let again = other.abandoned(1000).await.unwrap();
+    let positions = |of: &[Abandoned]| -> HashSet<usize> {
+        of.iter()
+            .map(|session| position(&session.binding))
+            .collect()
+    };
+    assert_eq!(positions(&again), positions(&unsettled));
+    for Abandoned { claim, .. } in again {
+        other.settle(claim).await.unwrap();
+    }
+    assert_eq!(redis.ask::<u64>("DBSIZE").await, 0, "what is left of them");
+}
+
+#[tokio::test]
+async fn a_session_that_is_used_or_ended_is_not_abandoned() {
+    let redis = Redis::start().await;
+    let limits = "idle_timeout: 300ms, lifetime: 1200ms";
+    let [one, other] = [(); 2].map(|()| store(&redis.url(), limits));
+    let [used, ended] = [(); 2].map(|()| ClientSessionId::mint());
+    one.open(used, binding(0), None).await.unwrap();
+    one.open(ended, binding(1), None).await.unwrap();
+    one.remove(ended).await.unwrap();
+    let begun = Instant::now();
+    let mut abandoned = Vec::new();
+    within("the end of its lifetime", async {
+        while abandoned.is_empty() {
+            let _ = one.find(used).await.unwrap();
+            abandoned = other.abandoned(10).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert!(begun.elapsed() >= Duration::from_millis(1200));
+    assert_eq!(abandoned.len(), 1);
+    assert_eq!(abandoned[0].binding, binding(0));
+    assert_eq!(other.census().await.lifetime, 1);
+    assert_eq!(one.find(used).await, Ok(None));
+}
+
+#[tokio::test]
+async fn bounds_count_what_this_proxy_opened() {
+    let redis = Redis::start().await;
+    let limits = "capacity: 3, max_per_client: 2";
+    let [one, other] = [(); 2].map(|()| store(&redis.url(), limits));
+    let client = Some(ClientNetwork::from(IpAddr::from([192, 0, 2, 1])));
+    let open = async |store: &SharedStore, client| {
+        let id = ClientSessionId::mint();
+        store.open(id, binding(0), client).await.map(|()| id)
+    };
+    let first = open(&one, client).await.unwrap();
+    open(&one, client).await.unwrap();
+    assert_eq!(open(&one, client).await, Err(OpenError::ClientFull));
+    assert_eq!(one.check_room(client).await, Err(OpenError::ClientFull));
+    open(&one, None).await.unwrap();
+    assert_eq!(one.check_room(None).await, Err(OpenError::Full));
+    assert_eq!(other.check_room(client).await, Ok(()));
+    // One that ends anywhere makes room.
+    other.remove(first).await.unwrap();
+    within("room for another", async {
+        while one.check_room(client).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    open(&one, client).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_sessions_and_tells_of_removals() {
+    let cluster = Cluster::start().await;
+    let urls: Vec<_> = cluster.nodes.iter().map(Redis::url).collect();
+    let servers = format!("cluster: [{}]", urls.join(", "));
+    let [one, other] = [(); 2].map(|()| at(&servers, "idle_timeout: 1h", OLD));
+    let ids: Vec<_> = (0..64).map(|_| ClientSessionId::mint()).collect();
+    for (position, id) in ids.iter().enumerate() {
+        one.open(*id, binding(position), None).await.unwrap();
+        assert_eq!(other.find(*id).await, Ok(Some(binding(position))));
+    }
+    for node in &cluster.nodes {
+        assert!(node.ask::<u64>("DBSIZE").await > 0, "a node has nothing");
+    }
+    one.remove(ids[0]).await.unwrap();
+    until_found(&other, ids[0], None).await;
+    assert_eq!(one.abandoned(10).await, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn a_sentinel_leads_to_the_master_and_to_the_next() {
+    let mut master = Redis::start().await;
+    let port = master.address.port().to_string();
+    let next = Redis::with(&[&format!("replicaof 127.0.0.1 {port}")]).await;
+    within("a replica", async {
+        while !next
+            .ask::<String>("INFO replication")
+            .await
+            .contains("master_link_status:up")
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let sentinel = Redis::sentinel(&[
+        &format!("sentinel monitor mymaster 127.0.0.1 {port} 1"),
+        "sentinel down-after-milliseconds mymaster 500",
+        "sentinel failover-timeout mymaster 2000",
+    ])
+    .await;
+    let servers = format!(
+        "sentinel: {{ name: mymaster, urls: [\"{}\"] }}",
+        sentinel.url()
+    );
+    let store = at(&servers, "", OLD);
+    let id = ClientSessionId::mint();
+    within("the master", async {
+        while store.open(id, binding(0), None).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let replicated = async {
+        while next.ask::<u64>("DBSIZE").await < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the session at the replica", replicated).await;
+    within("the replica, known to the Sentinel", async {
+        while sentinel
+            .ask::<Vec<redis::Value>>("SENTINEL REPLICAS mymaster")
+            .await
+            .is_empty()
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    master.kill().await;
+    let other = at(&servers, "", OLD);
+    within("the session at the new master", async {
+        while other.find(id).await != Ok(Some(binding(0))) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let more = ClientSessionId::mint();
+        while store.open(more, binding(1), None).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tls_and_a_password_are_needed_where_the_server_wants_them() {
+    let authority = Authority::new();
+    let Files { certificate, key } = authority.issue("store", &["localhost"]);
+    let (ca, password) = (authority.file(), "s3cret-of-the-store");
+    let redis = Redis::with(&[
+        "port 0",
+        "tls-port PORT",
+        &format!("tls-cert-file {}", certificate.display()),
+        &format!("tls-key-file {}", key.display()),
+        "tls-auth-clients no",
+        &format!("requirepass {password}"),
+    ])
+    .await;
+    let url = format!("rediss://localhost:{}", redis.address.port());
+    let opened = async |more: &str| {
+        let store = at(&format!("url: \"{url}\"{more}"), "", OLD);
+        store.open(ClientSessionId::mint(), binding(0), None).await
+    };
+    let tls = format!(", tls: {{ ca: \"{}\" }}", ca.display());
+    let both = format!("{tls}, password: {password}");
+    assert_eq!(opened(&both).await, Ok(()));
+    let refused = Err(OpenError::Store(StoreError));
+    assert_eq!(opened(&tls).await, refused, "without the password");
+    let wrong = format!("{tls}, password: {password}2");
+    assert_eq!(opened(&wrong).await, refused, "with another password");
+    let unknown = format!(", password: {password}");
+    assert_eq!(opened(&unknown).await, refused, "from an unknown authority");
+}
+
+// docs/operations.md, When the session store is away.
+#[tokio::test]
+async fn a_store_that_is_killed_leaves_near_sessions_alone_and_comes_back() {
+    let mut fleet = Fleet::start(&["appendonly yes", "appendfsync always"]).await;
+    let (near, far) = (fleet.open().await, fleet.open_elsewhere().await);
+    fleet.redis.kill().await;
+    fleet.is_away(&near, &far).await;
+    fleet.redis.restart().await;
+    fleet.is_back(&near, &far).await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_frozen_is_away_until_it_answers() {
+    let mut fleet = Fleet::start(&[]).await;
+    let (near, far) = (fleet.open().await, fleet.open_elsewhere().await);
+    fleet.redis.freeze();
+    fleet.is_away(&near, &far).await;
+    fleet.redis.thaw();
+    fleet.is_back(&near, &far).await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_too_slow_is_away_until_it_is_not() {
+    let mut fleet = Fleet::start(&[]).await;
+    let (near, far) = (fleet.open().await, fleet.open_elsewhere().await);
+    fleet.redis.ask::<()>("CLIENT PAUSE 3000 ALL").await;
+    fleet.is_away(&near, &far).await;
+    fleet.is_back(&near, &far).await;
+}
+
+#[tokio::test]
+async fn a_replica_is_no_store() {
+    let mut fleet = Fleet::start(&[]).await;
+    let (near, far) = (fleet.open().await, fleet.open_elsewhere().await);
+    fleet.redis.ask::<()>("REPLICAOF 127.0.0.1 1").await;
+    fleet.is_away(&near, &far).await;
+    fleet.redis.ask::<()>("REPLICAOF NO ONE").await;
+    fleet.is_back(&near, &far).await;
+}
+
+#[tokio::test]
+async fn a_changed_password_is_an_outage_from_the_next_connection_on() {
+    let mut fleet = Fleet::start(&[]).await;
+    let (near, far) = (fleet.open().await, fleet.open_elsewhere().await);
+    fleet
+        .redis
+        .ask::<()>("CONFIG SET requirepass changed")
+        .await;
+    assert_eq!(ask(&fleet.proxy.url("/mcp"), &far).await.status(), 200);
+    let unseen = fleet.open_elsewhere().await;
+    for kind in ["normal SKIPME yes", "pubsub"] {
+        let kill = format!("CLIENT KILL TYPE {kind}");
+        fleet.redis.ask_with::<u64>("changed", &kill).await;
+    }
+    fleet.is_away(&near, &unseen).await;
+    assert!(
+        fleet
+            .proxy
+            .log()
+            .contains("the session store is away: it answers WRONGPASS")
+    );
+    let back = "CONFIG SET requirepass s3cret";
+    fleet.redis.ask_with::<()>("changed", back).await;
+    fleet.is_back(&near, &unseen).await;
+}
+
+#[tokio::test]
+async fn a_full_store_refuses_new_sessions_and_finds_those_that_are_there() {
+    let fleet = Fleet::start(&["maxmemory-policy noeviction"]).await;
+    let far = fleet.open_elsewhere().await;
+    fleet.redis.ask::<()>("CONFIG SET maxmemory 1").await;
+    let url = fleet.proxy.url("/mcp");
+    let refused = initialize(&url).send().await.unwrap();
+    assert_eq!(refused.status(), 503);
+    assert!(header(refused.headers(), "retry-after").is_some());
+    assert_eq!(ask(&url, &far).await.status(), 200);
+    assert_eq!(fleet.ready().await, 200);
+    // From the first refusal on, no backend opens a session in vain.
+    let asked = fleet.backend.seen().len();
+    let begun = Instant::now();
+    assert_eq!(initialize(&url).send().await.unwrap().status(), 503);
+    if begun.elapsed() < Duration::from_millis(500) {
+        assert_eq!(fleet.backend.seen().len(), asked);
+    }
+    fleet.redis.ask::<()>("CONFIG SET maxmemory 0").await;
+    within("room", async {
+        while initialize(&url).send().await.unwrap().status() != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sessions_that_the_store_has_lost_start_over() {
+    let fleet = Fleet::start(&[]).await;
+    let (near, far) = (fleet.open().await, fleet.open_elsewhere().await);
+    fleet.redis.ask::<()>("FLUSHALL").await;
+    let url = fleet.proxy.url("/mcp");
+    assert_eq!(ask(&url, &near).await.status(), 200);
+    assert_eq!(ask(&url, &far).await.status(), 404);
+    open_session(&url).await;
+}
+
+#[tokio::test]
+async fn a_proxy_starts_without_its_store_and_is_ready_when_that_is_there() {
+    let mut redis = Redis::with(&["requirepass s3cret"]).await;
+    redis.kill().await;
+    let mut fleet = Fleet::of(redis).await;
+    let url = fleet.proxy.url("/mcp");
+    within("its first try", async {
+        while fleet.ready().await != 503 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Whether its backends give sessions, a proxy learns from the first that they give.
+    for _ in 0..3 {
+        assert_eq!(initialize(&url).send().await.unwrap().status(), 503);
+        assert_eq!(fleet.backend.seen().len(), 1);
+    }
+    fleet.redis.restart().await;
+    within("the store", async {
+        while fleet.ready().await != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    open_session(&url).await;
+    let log = fleet.proxy.log();
+    assert_eq!(log.matches("the session store is").count(), 2, "{log}");
+    // What is under way ends before the process, and the process with it.
+    fleet.proxy.signal("TERM");
+    assert_eq!(fleet.proxy.ended().await, Some(0));
+}
+
+/// Two proxies that share a store.
+struct Fleet {
+    redis: Redis,
+    backend: Backend,
+    proxy: ProxyProcess,
+    admin: SocketAddr,
+    elsewhere: ProxyProcess,
+}
+
+impl Fleet {
+    async fn start(lines: &[&str]) -> Self {
+        let lines = [&["requirepass s3cret"], lines].concat();
+        Self::of(Redis::with(&lines).await).await
+    }
+
+    async fn of(redis: Redis) -> Self {
+        let backend = Backend::with_session("backend-session").await;
+        let admin = unused_address();
+        let yaml = format!(
+            "{}  sessions:\n    store:\n      redis:\n        url: {}\n        password: ${{STORE_PASSWORD}}\n        keys: [{OLD}]\n        timeout: 200ms\n",
+            route(&[backend.address]),
+            redis.url()
+        );
+        let with_admin = format!("{yaml}  admin: {{ address: {admin} }}\n");
+        let environment = [("STORE_PASSWORD", "s3cret")];
+        let mut proxy = ProxyProcess::with_environment(&with_admin, &environment).await;
+        proxy.until_listening(admin).await;
+        Self {
+            redis,
+            backend,
+            proxy,
+            admin,
+            elsewhere: ProxyProcess::with_environment(&yaml, &environment).await,
+        }
+    }
+
+    /// A session that the proxy has near.
+    async fn open(&self) -> String {
+        open_session(&self.proxy.url("/mcp")).await
+    }
+
+    /// A session that the proxy has not seen.
+    async fn open_elsewhere(&self) -> String {
+        open_session(&self.elsewhere.url("/mcp")).await
+    }
+
+    async fn ready(&self) -> u16 {
+        let url = format!("http://{}/readyz", self.admin);
+        let answer = reqwest::get(url).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.text().await.unwrap();
+        assert_eq!(body, if status == 200 { "ready\n" } else { "store\n" });
+        status
+    }
+
+    async fn metric(&self) -> String {
+        let url = format!("http://{}/metrics", self.admin);
+        let metrics = reqwest::get(url).await.unwrap().text().await.unwrap();
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("pingora_mcp_store_reached "));
+        line.unwrap().to_owned()
+    }
+
+    /// `near` goes on; what cannot be known, and what cannot be kept, is 503; and all say so.
+    async fn is_away(&mut self, near: &str, far: &str) {
+        let url = self.proxy.url("/mcp");
+        let unknown = ask(&url, far).await;
+        assert_eq!(unknown.status(), 503);
+        assert!(header(unknown.headers(), "retry-after").is_some());
+        assert_eq!(ask(&url, near).await.status(), 200);
+        within("'store' at /readyz", async {
+            while self.ready().await != 503 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        let asked = self.backend.seen().len();
+        let refused = initialize(&url).send().await.unwrap();
+        assert_eq!(refused.status(), 503);
+        assert!(header(refused.headers(), "retry-after").is_some());
+        assert_eq!(self.backend.seen().len(), asked, "a session was opened");
+        assert_eq!(ask(&url, far).await.status(), 503);
+        assert_eq!(ask(&url, near).await.status(), 200);
+        assert_eq!(self.metric().await, "0");
+    }
+
+    /// All goes on, and of all that happened the log has three lines.
+    async fn is_back(&mut self, near: &str, far: &str) {
+        let url = self.proxy.url("/mcp");
+        within("the store", async {
+            while self.ready().await != 200 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        assert_eq!(ask(&url, far).await.status(), 200);
+        assert_eq!(ask(&url, near).await.status(), 200);
+        open_session(&url).await;
+        assert_eq!(self.metric().await, "1");
+        let log = self.proxy.log();
+        let count = |line: &str| log.matches(line).count();
+        assert_eq!(count("the session store is reached"), 2, "{log}");
+        assert_eq!(count("the session store is away"), 1, "{log}");
+        assert!(!log.contains("s3cret") && !log.contains(OLD), "{log}");
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+/// An operation on one of a few sessions, or what becomes of the connection.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Insert(usize, usize),
+    Find(usize),
+    Remove(usize),
+    Wait(Duration),
+    Cut,
+    Freeze(Duration),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0..SESSIONS, 0..100usize).prop_map(|(session, to)| Step::Insert(session, to)),
+        5 => (0..SESSIONS).prop_map(Step::Find),
+        2 => (0..SESSIONS).prop_map(Step::Remove),
+        1 => prop_oneof![Just(IDLE / 3), Just(IDLE * 2)].prop_map(Step::Wait),
+        1 => Just(Step::Cut),
+        1 => Just(Step::Freeze(IDLE / 4)),
+    ]
+}
+
+/// What the model knows of a session: where it goes, and between which two moments its idle time
+/// and its lifetime began. Between the two answers that these allow, either is right.
+struct Entry {
+    binding: Binding,
+    opened: (Instant, Instant),
+    used: (Instant, Instant),
+}
+
+impl Entry {
+    fn must_be_gone(&self, now: Instant) -> bool {
+        now >= self.used.1 + IDLE || now >= self.opened.1 + LIFETIME
+    }
+
+    /// Its idle time may have been refreshed a quarter of it before it was last used.
+    fn may_be_gone(&self, now: Instant) -> bool {
+        now >= self.used.0 + IDLE * 3 / 4 || now >= self.opened.0 + LIFETIME
+    }
+}
+
+async fn check(redis: &Redis, store: &SharedStore, steps: Vec<Step>) {
+    let ids: Vec<_> = (0..SESSIONS).map(|_| ClientSessionId::mint()).collect();
+    let mut model: HashMap<usize, Entry> = HashMap::new();
+    for step in steps {
+        let before = Instant::now();
+        match step {
+            Step::Insert(session, to) => {
+                store.insert(ids[session], binding(to)).await.unwrap();
+                let span = (before, Instant::now());
+                let former = model.remove(&session);
+                // Of one that may have been over, it is not known whether it began anew.
+                let opened = match former {
+                    Some(entry) if entry.must_be_gone(before) => span,
+                    Some(entry) if entry.may_be_gone(span.1) => (entry.opened.0, span.1),
+                    Some(entry) => entry.opened,
+                    None => span,
+                };
+                let entry = Entry {
+                    binding: binding(to),
+                    opened,
+                    used: span,
+                };
+                model.insert(session, entry);
+            }
+            Step::Find(session) => {
+                let found = store.find(ids[session]).await.unwrap();
+                let after = Instant::now();
+                match (found, model.get_mut(&session)) {
+                    (Some(found), Some(entry)) => {
+                        assert!(!entry.must_be_gone(before), "{step:?} found an expired one");
+                        assert_eq!(found, entry.binding);
+                        entry.used = (before, after);
+                    }
+                    (None, Some(entry)) => {
+                        assert!(entry.may_be_gone(after), "{step:?} lost a living one");
+                        model.remove(&session);
+                    }
+                    (found, None) => assert_eq!(found, None, "{step:?}"),
+                }
+            }
+            Step::Remove(session) => {
+                store.remove(ids[session]).await.unwrap();
+                model.remove(&session);
+            }
+            Step::Wait(time) => tokio::time::sleep(time).await,
+            Step::Cut => {
+                let _: u64 = redis.ask("CLIENT KILL TYPE pubsub").await;
+            }
+            Step::Freeze(time) => {
+                redis.freeze();
+                tokio::time::sleep(time).await;
+                redis.thaw();
+            }
+        }
+    }
+}
+
+const SESSIONS: usize = 5;
+const IDLE: Duration = Duration::from_millis(200);
+const LIFETIME: Duration = Duration::from_millis(600);
+
+/// Waits until a store finds what it is to find, which it may hear of later.
+async fn until_found(store: &SharedStore, id: ClientSessionId, expected: Option<Binding>) {
+    within("what another store has done", async {
+        while store.find(id).await != Ok(expected.clone()) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+/// A session of `store`, which has its connection and its scripts from another.
+async fn connected(store: &SharedStore) -> ClientSessionId {
+    let [id, other] = [(); 2].map(|()| ClientSessionId::mint());
+    store.open(other, binding(0), None).await.unwrap();
+    assert_eq!(store.find(ClientSessionId::mint()).await, Ok(None));
+    store.open(id, binding(0), None).await.unwrap();
+    id
+}
+
+/// A store at `url` with `limits`, some keys of `sessions` with commas between.
+fn store(url: &str, limits: &str) -> SharedStore {
+    with_keys(url, limits, OLD)
+}
+
+fn with_keys(url: &str, limits: &str, keys: &str) -> SharedStore {
+    at(&format!("url: \"{url}\""), limits, keys)
+}
+
+fn at(servers: &str, limits: &str, keys: &str) -> SharedStore {
+    let limits = if limits.is_empty() {
+        "capacity: 100000"
+    } else {
+        limits
+    };
+    let yaml =
+        format!("{{ {limits}, store: {{ redis: {{ {servers}, keys: [{keys}], timeout: 5s }} }} }}");
+    let settings: SessionSettings = serde_saphyr::from_str(&yaml).unwrap();
+    let StoreSettings::Redis(redis) = &settings.store else {
+        panic!("another store");
+    };
+    SharedStore::new((**redis).clone(), &settings)
+}
+
+fn binding(position: usize) -> Binding {
+    let id = HeaderValue::try_from(format!("backend-session-{position}")).unwrap();
+    Binding {
+        route: "/mcp".parse().unwrap(),
+        backend: "local".parse().unwrap(),
+        session: BackendSessionId::try_from(&id).unwrap(),
+        opened: Opened::from_milliseconds(0),
+    }
+}
+
+fn position(binding: &Binding) -> usize {
+    let id = binding.session.to_header();
+    let (_, position) = id.to_str().unwrap().rsplit_once('-').unwrap();
+    position.parse().unwrap()
+}
+
+const OLD: &str = "MYzAIbkCPXaZjGZuUFJJzuEzzNzG2x4f";
+const NEW: &str = "qE6mE3cPpbfDMJZuO7Vd7ZrDL1kBv5cN";
