@@ -1,12 +1,16 @@
-//! What the session store costs, time by the number of sessions in it and memory a session, and what
-//! sealed ids do.
+//! What the session store costs: time by the number of sessions in it, and memory a session. Of a
+//! shared one, what is near and what is not. And what sealed ids cost.
 //!
 //! ```text
 //! cargo bench --bench sessions
 //! ```
+//!
+//! The shared store is measured where `redis-server` is installed.
 
 use std::alloc::System;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use futures::FutureExt;
@@ -14,13 +18,15 @@ use http::HeaderValue;
 use pingora_mcp::backend::BackendName;
 use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::route::RoutePath;
-use pingora_mcp::session::{Binding, MemoryStore, Opened, Seals, SessionSettings, SessionStore};
+use pingora_mcp::session::{
+    Binding, MemoryStore, Opened, Seals, SessionSettings, SessionStore, SharedStore, StoreSettings,
+};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-criterion_group!(benches, sessions, seals);
+criterion_group!(benches, sessions, seals, shared);
 criterion_main!(benches);
 
 fn sessions(criterion: &mut Criterion) {
@@ -87,6 +93,101 @@ fn seals(criterion: &mut Criterion) {
     });
 }
 
+/// A find that needs no round trip, beside the same of the memory store; and one that does.
+fn shared(criterion: &mut Criterion) {
+    let Some(server) = Server::start() else {
+        return println!("no redis-server here: the shared store is not measured");
+    };
+    let template = Template::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let _entered = runtime.enter();
+    let memory = MemoryStore::new(settings());
+    let near = server.store("capacity: 2000000");
+    // It knows one session at a time: each of two in turn is not that one.
+    let far = server.store("capacity: 1, evict: oldest");
+    let open = |store: &SharedStore| runtime.block_on(template.open_in(store));
+    let in_memory: Vec<_> = (0..1000).map(|_| template.open(&memory)).collect();
+    let in_near: Vec<_> = (0..1000).map(|_| open(&near)).collect();
+
+    let mut group = criterion.benchmark_group("find of 1000");
+    let mut turn = in_memory.iter().cycle();
+    group.bench_function("memory", |bencher| {
+        bencher.iter(|| {
+            let found = memory.find(*turn.next().unwrap()).now_or_never();
+            found.expect("memory answers at once").unwrap().unwrap()
+        });
+    });
+    let mut turn = in_near.iter().cycle();
+    group.bench_function("shared, near", |bencher| {
+        bencher.iter(|| {
+            let found = near.find(*turn.next().unwrap()).now_or_never();
+            found
+                .expect("what is near is found at once")
+                .unwrap()
+                .unwrap()
+        });
+    });
+    let mut turn = in_near.iter().cycle();
+    group.bench_function("shared, far", |bencher| {
+        bencher.iter(|| {
+            let found = runtime.block_on(far.find(*turn.next().unwrap()));
+            found.unwrap().unwrap()
+        });
+    });
+    group.bench_function("shared, insert and remove", |bencher| {
+        bencher.iter(|| runtime.block_on(near.remove(open(&near))).unwrap());
+    });
+}
+
+/// A Redis of the benchmark's own.
+struct Server {
+    process: Child,
+    port: u16,
+}
+
+impl Server {
+    fn start() -> Option<Self> {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        drop(socket);
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", "", "--port"]);
+        let command = command.arg(port.to_string()).stdout(Stdio::null());
+        let server = Self {
+            process: command.spawn().ok()?,
+            port,
+        };
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(server)
+    }
+
+    fn store(&self, limits: &str) -> SharedStore {
+        let yaml = format!(
+            "{{ {limits}, max_per_client: none, max_new_per_client: none, store: {{ redis: {{ \
+             url: \"redis://127.0.0.1:{}\", keys: [MYzAIbkCPXaZjGZuUFJJzuEzzNzG2x4f] }} }} }}",
+            self.port
+        );
+        let settings: SessionSettings = serde_saphyr::from_str(&yaml).unwrap();
+        let StoreSettings::Redis(redis) = &settings.store else {
+            unreachable!("it is what was written");
+        };
+        SharedStore::new((**redis).clone(), &settings)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// What all sessions of a backend share.
 struct Template {
     route: RoutePath,
@@ -102,10 +203,14 @@ impl Template {
     }
 
     fn open(&self, store: &MemoryStore) -> ClientSessionId {
+        let opened = self.open_in(store).now_or_never();
+        opened.expect("memory answers at once")
+    }
+
+    async fn open_in(&self, store: &impl SessionStore) -> ClientSessionId {
         let (id, binding) = self.session();
         let client = IpAddr::from([127, 0, 0, 1]).into();
-        let opened = store.open(id, binding, Some(client)).now_or_never();
-        opened.expect("memory answers at once").unwrap();
+        store.open(id, binding, Some(client)).await.unwrap();
         id
     }
 

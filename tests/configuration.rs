@@ -228,6 +228,17 @@ fn a_secret_from_the_environment_reaches_its_backend_and_no_debug() {
     assert!(!format!("{backend}").contains(SECRET));
 }
 
+#[test]
+fn neither_keys_nor_the_password_of_a_session_store_are_in_debug() {
+    let yaml = std::fs::read_to_string("conf/cluster.yaml").unwrap();
+    let settings = Settings::parse("cluster.yaml", &yaml, environment()).unwrap();
+    let said = format!("{settings:?}");
+    assert!(said.contains("Password(redacted)"), "{said}");
+    for (name, value) in ENVIRONMENT {
+        assert!(!said.contains(value), "{name}");
+    }
+}
+
 /// What else of the environment's values stands near must not take its place, nor its message.
 #[test]
 fn a_mistake_beside_a_value_from_the_environment_is_told_as_any_other() {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::session::{
     Abandoned, Binding, ClientNetwork, OpenError, Opened, SessionSettings, SessionStore,
@@ -19,7 +19,10 @@ use proptest::test_runner::TestRunner;
 use support::process::ProxyProcess;
 use support::redis::{Cluster, Redis};
 use support::tls::{Authority, Files};
-use support::{Backend, ask, header, initialize, open_session, route, unused_address, within};
+use support::{
+    Backend, ask, header, initialize, open_session, route, until, unused_address, within,
+};
+use tokio::task::JoinSet;
 
 #[tokio::test]
 async fn the_shared_store_agrees_with_a_map_whatever_becomes_of_its_connection() {
@@ -248,6 +251,74 @@ async fn a_cluster_keeps_sessions_and_tells_of_removals() {
 }
 
 #[tokio::test]
+async fn a_cluster_that_has_lost_a_part_serves_the_others() {
+    let lines = [
+        "cluster-require-full-coverage no",
+        "appendonly yes",
+        "appendfsync always",
+    ];
+    let mut cluster = Cluster::with(&lines).await;
+    let urls: Vec<_> = cluster.nodes.iter().map(Redis::url).collect();
+    let servers = format!("cluster: [{}]", urls.join(", "));
+    let [one, other] = [(); 2].map(|()| at(&servers, "", OLD));
+    let ids: Vec<_> = (0..64).map(|_| ClientSessionId::mint()).collect();
+    for id in &ids {
+        one.open(*id, binding(0), None).await.unwrap();
+    }
+    assert_eq!(other.find(ClientSessionId::mint()).await, Ok(None));
+    cluster.nodes[0].kill().await;
+    let mut asked = JoinSet::new();
+    for id in ids.clone() {
+        let other = other.clone();
+        asked.spawn(async move { other.find(id).await });
+    }
+    let found = within("an answer for each session", asked.join_all()).await;
+    let lost = found.iter().filter(|found| **found == Err(StoreError));
+    let lost = lost.count();
+    assert!((1..64).contains(&lost), "{lost} of 64");
+    assert!(!found.contains(&Ok(None)), "one is said to be none");
+    assert!(other.is_reached());
+    cluster.nodes[0].restart().await;
+    within("the part that was lost", async {
+        for id in &ids {
+            while other.find(*id).await != Ok(Some(binding(0))) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_operation_waits_for_ever_however_many_there_are() {
+    let redis = Redis::start().await;
+    let store = store(&redis.url(), "max_new_per_client: none");
+    connected(&store).await;
+    redis.freeze();
+    let mut waiting = JoinSet::new();
+    for position in 0..5000 {
+        let (store, id) = (store.clone(), ClientSessionId::mint());
+        waiting.spawn(async move {
+            if position % 2 == 0 {
+                assert_eq!(store.find(id).await, Err(StoreError));
+            } else {
+                let opened = store.open(id, binding(0), None).await;
+                assert_eq!(opened, Err(OpenError::Store(StoreError)));
+            }
+        });
+    }
+    within("an answer to each", waiting.join_all()).await;
+    until("an outage", || !store.is_reached()).await;
+    redis.thaw();
+    within("the store", async {
+        while store.find(ClientSessionId::mint()).await != Ok(None) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_sentinel_leads_to_the_master_and_to_the_next() {
     let mut master = Redis::start().await;
     let port = master.address.port().to_string();
@@ -368,6 +439,26 @@ async fn a_store_that_is_too_slow_is_away_until_it_is_not() {
     fleet.redis.ask::<()>("CLIENT PAUSE 3000 ALL").await;
     fleet.is_away(&near, &far).await;
     fleet.is_back(&near, &far).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_is_no_outage() {
+    let fleet = Fleet::start(&[]).await;
+    let (near, far) = (fleet.open().await, fleet.open_elsewhere().await);
+    let url = fleet.proxy.url("/mcp");
+    for _ in 0..5 {
+        let cut: u64 = fleet.redis.ask("CLIENT KILL TYPE pubsub").await;
+        assert_eq!(cut, 2, "one of each proxy");
+        let (one, other) = tokio::join!(ask(&url, &near), ask(&url, &far));
+        assert_eq!(
+            (one.status(), other.status()),
+            (StatusCode::OK, StatusCode::OK)
+        );
+        let unseen = fleet.open_elsewhere().await;
+        assert_eq!(ask(&url, &unseen).await.status(), 200);
+    }
+    let log = fleet.proxy.log();
+    assert_eq!(log.matches("the session store is").count(), 1, "{log}");
 }
 
 #[tokio::test]

@@ -123,10 +123,16 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// A cluster, each of whose nodes has `lines` in its configuration.
+    pub async fn with(lines: &[&str]) -> Self {
         let mut nodes = Vec::new();
         for _ in 0..3 {
             let bus = format!("cluster-port {}", unused_address().port());
-            nodes.push(Redis::with(&["cluster-enabled yes", &bus]).await);
+            let lines = [&["cluster-enabled yes", &bus], lines].concat();
+            nodes.push(Redis::with(&lines).await);
         }
         let mut create = Command::new("redis-cli");
         create.args(["--cluster", "create", "--cluster-yes"]);

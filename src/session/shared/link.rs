@@ -10,11 +10,11 @@ use prometheus::core::Collector;
 use prometheus::{HistogramOpts, HistogramVec, IntGauge};
 use redis::aio::MultiplexedConnection;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
 use redis::{
     ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, RedisResult, ScriptInvocation, Value,
 };
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::settings::RedisSettings;
@@ -79,7 +79,7 @@ impl Link {
     /// `listener` from the task that keeps it.
     pub(super) fn new(
         settings: RedisSettings,
-        (channel, nothing): (String, String),
+        (channel, nothing): (String, Vec<String>),
         listener: Arc<dyn Listener>,
     ) -> Self {
         let doubt = Arc::new(Notify::new());
@@ -261,13 +261,13 @@ impl Link {
     }
 
     /// Returns when `connection` is lost.
-    async fn watch(&self, keeper: &Keeper, mut connection: Connection) {
+    async fn watch(&self, keeper: &Keeper, connection: Connection) {
         loop {
             tokio::select! {
                 () = self.doubt.notified() => {}
                 () = tokio::time::sleep(PROBE_INTERVAL) => {}
             }
-            let probe = keeper.probe(&mut connection);
+            let probe = keeper.probe(&connection);
             if let Err(error) = within(self.most, probe).await {
                 log::debug!("the session store does not answer: {}", reason(&error));
                 return;
@@ -317,8 +317,8 @@ pub(super) trait Listener: Send + Sync {
 struct Keeper {
     settings: RedisSettings,
     channel: String,
-    /// A key that holds nothing.
-    nothing: String,
+    /// A key that holds nothing, in each part of a cluster.
+    nothing: Vec<String>,
     doubt: Arc<Notify>,
     listener: Arc<dyn Listener>,
 }
@@ -331,7 +331,7 @@ impl Keeper {
                 Connection::Server(server) => server.subscribe(&self.channel).await?,
                 Connection::Cluster(cluster) => cluster.subscribe(&self.channel).await?,
             }
-            self.probe(&mut connection).await?;
+            self.probe(&connection).await?;
             Ok(connection)
         };
         // A name to be looked up, a Sentinel to be asked, a connection, a handshake.
@@ -358,25 +358,29 @@ impl Keeper {
     }
 
     /// A write without an effect: a replica refuses it, and so does a server that cannot save, but
-    /// not one whose memory is full, as its sessions can still be found.
-    async fn probe(&self, connection: &mut Connection) -> RedisResult<()> {
-        match connection {
-            Connection::Server(server) => {
-                let probe = redis::cmd("DEL").arg(&self.nothing).clone();
-                probe.query_async::<()>(server).await
-            }
-            // A cluster that has lost a part serves the others.
-            Connection::Cluster(cluster) => {
-                let any = (
-                    MultipleNodeRoutingInfo::AllMasters,
-                    Some(ResponsePolicy::OneSucceeded),
-                );
-                let routing = RoutingInfo::MultiNode(any);
-                let answer = cluster.route_command(redis::cmd("PING"), routing).await?;
-                drop(answer);
-                Ok(())
+    /// not one whose memory is full, as its sessions can still be found. A cluster that has lost a
+    /// part serves the others.
+    async fn probe(&self, connection: &Connection) -> RedisResult<()> {
+        let mut probes = JoinSet::new();
+        for key in &self.nothing {
+            let mut probe = redis::cmd("DEL");
+            probe.arg(key);
+            let connection = connection.clone();
+            probes.spawn(async move {
+                match connection {
+                    Connection::Server(mut server) => probe.query_async::<()>(&mut server).await,
+                    Connection::Cluster(mut cluster) => probe.query_async(&mut cluster).await,
+                }
+            });
+        }
+        let mut last = Err((ErrorKind::Client, "nothing was asked").into());
+        while let Some(probe) = probes.join_next().await {
+            last = probe.unwrap_or_else(|error| Err(io::Error::from(error).into()));
+            if last.is_ok() {
+                break;
             }
         }
+        last
     }
 }
 

@@ -41,9 +41,10 @@ impl Place {
         format!("{}:removed", self.prefix)
     }
 
-    /// A key that holds nothing.
-    pub(super) fn nothing(&self) -> String {
-        self.shard(0) + "nothing"
+    /// A key that holds nothing, in each shard.
+    pub(super) fn nothing(&self) -> Vec<String> {
+        let keys = (0..SHARDS).map(|shard| self.shard(shard) + "nothing");
+        keys.collect()
     }
 
     /// What each key of a shard begins with.
