@@ -411,6 +411,36 @@ async fn tls_and_a_password_are_needed_where_the_server_wants_them() {
     assert_eq!(opened(&unknown).await, refused, "from an unknown authority");
 }
 
+#[tokio::test]
+async fn the_permissions_in_the_documentation_are_enough() {
+    let text = std::fs::read_to_string("docs/configuration.md").unwrap();
+    let permissions = text.lines().find(|line| line.starts_with("`+@connection"));
+    let permissions = permissions.unwrap().trim_end_matches(',').trim_matches('`');
+    let user = format!("user proxy on >s3cret ~pmcp:* &pmcp:removed {permissions}");
+    let redis = Redis::with(&[&user]).await;
+    let login = format!(
+        "url: \"{}\", username: proxy, password: s3cret",
+        redis.url()
+    );
+    let [one, other] = [(); 2].map(|()| at(&login, "idle_timeout: 400ms", OLD));
+    let id = ClientSessionId::mint();
+    one.open(id, binding(0), None).await.unwrap();
+    assert_eq!(other.find(id).await, Ok(Some(binding(0))));
+    one.insert(id, binding(1)).await.unwrap();
+    until_found(&other, id, Some(binding(1))).await;
+    one.remove(id).await.unwrap();
+    until_found(&other, id, None).await;
+    one.open(id, binding(2), None).await.unwrap();
+    within("an abandoned session", async {
+        loop {
+            if let Some(over) = one.abandoned(1).await.unwrap().pop() {
+                break one.settle(over.claim).await.unwrap();
+            }
+        }
+    })
+    .await;
+}
+
 // docs/operations.md, When the session store is away.
 #[tokio::test]
 async fn a_store_that_is_killed_leaves_near_sessions_alone_and_comes_back() {
@@ -469,6 +499,26 @@ async fn a_replica_is_no_store() {
     fleet.is_away(&near, &far).await;
     fleet.redis.ask::<()>("REPLICAOF NO ONE").await;
     fleet.is_back(&near, &far).await;
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_a_command_is_reached_and_the_log_says_what_it_refuses() {
+    let mut fleet = Fleet::start(&[]).await;
+    let (near, far) = (fleet.open().await, fleet.open_elsewhere().await);
+    fleet.redis.ask::<()>("ACL SETUSER default -zscore").await;
+    let url = fleet.proxy.url("/mcp");
+    for _ in 0..3 {
+        assert_eq!(ask(&url, &far).await.status(), 503);
+        assert_eq!(ask(&url, &near).await.status(), 200);
+    }
+    let line = "the session store refuses what it is asked: it answers ";
+    let is_said = fleet.proxy.until(|log| log.contains(line));
+    assert!(is_said.await);
+    assert_eq!(fleet.ready().await, 200);
+    fleet.redis.ask::<()>("ACL SETUSER default +zscore").await;
+    assert_eq!(ask(&url, &far).await.status(), 200);
+    let log = fleet.proxy.log();
+    assert_eq!(log.matches(line).count(), 1, "{log}");
 }
 
 #[tokio::test]
@@ -671,6 +721,7 @@ impl Fleet {
         let count = |line: &str| log.matches(line).count();
         assert_eq!(count("the session store is reached"), 2, "{log}");
         assert_eq!(count("the session store is away"), 1, "{log}");
+        assert_eq!(count("the session store refuses"), 0, "{log}");
         assert!(!log.contains("s3cret") && !log.contains(OLD), "{log}");
         assert!(!log.contains("panicked"), "{log}");
     }

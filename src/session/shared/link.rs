@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
@@ -27,6 +27,8 @@ pub(super) struct Link {
     most: Duration,
     durations: HistogramVec,
     is_reached: IntGauge,
+    /// What was last answered in place of what was asked.
+    refusal: Mutex<Option<String>>,
     /// Until it runs.
     keeper: Mutex<Option<Keeper>>,
 }
@@ -101,6 +103,7 @@ impl Link {
             most: settings.timeout.0,
             durations: durations.expect("its names and buckets are good"),
             is_reached: is_reached.expect("its name is good"),
+            refusal: Mutex::new(None),
             keeper: Mutex::new(Some(Keeper {
                 settings,
                 channel,
@@ -180,19 +183,31 @@ impl Link {
         if let Err(error) = &result
             && !is_full(error)
         {
-            if error.is_unrecoverable_error() {
-                // This connection is of no use to anybody.
-                self.state.send_if_modified(|state| {
-                    let is_it = matches!(state, State::Connected(Connection::Server(_)));
-                    if is_it {
-                        *state = State::Connecting;
-                    }
-                    is_it
-                });
-            }
-            self.doubt.notify_one();
+            self.suspect(error);
         }
         result
+    }
+
+    /// Has the connection looked at that an operation failed on.
+    fn suspect(&self, error: &RedisError) {
+        if error.is_unrecoverable_error() {
+            // It is of no use to anybody. That of a cluster mends itself.
+            self.state.send_if_modified(|state| {
+                let is_lost = matches!(state, State::Connected(Connection::Server(_)));
+                if is_lost {
+                    *state = State::Connecting;
+                }
+                is_lost
+            });
+        } else if let Some(code) = error.code() {
+            *self.refusal() = Some(code.to_owned());
+        }
+        self.doubt.notify_one();
+    }
+
+    fn refusal(&self) -> MutexGuard<'_, Option<String>> {
+        let refusal = self.refusal.lock();
+        refusal.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a connection for as long as this is polled. Where another keeps it already, it
@@ -262,6 +277,7 @@ impl Link {
 
     /// Returns when `connection` is lost.
     async fn watch(&self, keeper: &Keeper, connection: Connection) {
+        let mut is_refusal_told = false;
         loop {
             tokio::select! {
                 () = self.doubt.notified() => {}
@@ -271,6 +287,12 @@ impl Link {
             if let Err(error) = within(self.most, probe).await {
                 log::debug!("the session store does not answer: {}", reason(&error));
                 return;
+            }
+            if let Some(code) = self.refusal().take()
+                && !is_refusal_told
+            {
+                log::error!("the session store refuses what it is asked: it answers {code}");
+                is_refusal_told = true;
             }
             // Who doubted had lost the connection before this one.
             self.state.send_if_modified(|state| {
