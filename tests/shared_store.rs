@@ -178,6 +178,48 @@ async fn an_abandoned_session_goes_to_one_store_and_to_another_if_that_dies() {
 }
 
 #[tokio::test]
+async fn what_nobody_claims_goes_as_others_come() {
+    let redis = Redis::start().await;
+    let store = store(&redis.url(), "max_new_per_client: none");
+    let open = async |count: usize| {
+        for position in 0..count {
+            let id = ClientSessionId::mint();
+            store.open(id, binding(position), None).await.unwrap();
+        }
+    };
+    open(50).await;
+    // The time in which they could have been claimed passes.
+    for shard in 0..16 {
+        let list = format!("pmcp:{{{shard}}}:due");
+        let names: Vec<String> = redis.ask(&format!("ZRANGE {list} 0 -1")).await;
+        for name in names {
+            redis.ask::<()>(&format!("ZADD {list} XX 1 {name}")).await;
+        }
+    }
+    open(500).await;
+    let keys: u64 = redis.ask("DBSIZE").await;
+    assert_eq!(keys, 500 + 16, "sessions and lists");
+}
+
+#[tokio::test]
+async fn who_leaves_before_the_store_has_answered_takes_no_room() {
+    let redis = Redis::start().await;
+    let store = store(&redis.url(), "capacity: 1");
+    let [id, other] = [(); 2].map(|()| ClientSessionId::mint());
+    assert_eq!(store.find(id).await, Ok(None));
+    redis.freeze();
+    let opening = store.open(id, binding(0), None);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(20), opening)
+            .await
+            .is_err()
+    );
+    redis.thaw();
+    assert_eq!(store.open(other, binding(0), None).await, Ok(()));
+    assert_eq!(store.check_room(None).await, Err(OpenError::Full));
+}
+
+#[tokio::test]
 async fn a_session_that_is_used_or_ended_is_not_abandoned() {
     let redis = Redis::start().await;
     let limits = "idle_timeout: 300ms, lifetime: 1200ms";

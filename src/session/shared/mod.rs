@@ -129,11 +129,12 @@ impl SharedStore {
         let find = codec.place.find(name);
         let found = self.link().run(Operation::Find, &find).await;
         let found: Option<(Vec<u8>, u64)> = found.map_err(|_| StoreError)?;
-        let Some((value, left)) = found else {
-            near.remove(id).await;
-            return Ok(None);
+        let opened = match &found {
+            Some((value, left)) => self.open_sealed(name, value)?.zip(Some(*left)),
+            None => None,
         };
-        let Some(binding) = self.open_sealed(name, &value)? else {
+        let Some((binding, left)) = opened else {
+            near.remove(id).await;
             return Ok(None);
         };
         let said = (asked, Duration::from_millis(left));
@@ -207,22 +208,17 @@ impl SessionStore for SharedStore {
         client: Option<ClientNetwork>,
     ) -> Result<(), OpenError> {
         let near = &self.0.near;
-        near.reserve(client).await?;
+        let room = near.reserve(client).await?;
         match self.store(id, &binding).await {
             Ok(said) => {
-                near.keep_opened(id, binding, said, client).await;
+                room.keep(id, binding, said).await;
                 Ok(())
             }
-            Err(failure) => {
-                near.release(client);
-                Err(match failure {
-                    Failure::Full => {
-                        *self.full_until() = Some(near.now().after(FULL));
-                        OpenError::Full
-                    }
-                    Failure::Unreached => OpenError::Store(StoreError),
-                })
+            Err(Failure::Full) => {
+                *self.full_until() = Some(near.now().after(FULL));
+                Err(OpenError::Full)
             }
+            Err(Failure::Unreached) => Err(OpenError::Store(StoreError)),
         }
     }
 

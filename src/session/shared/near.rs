@@ -146,17 +146,6 @@ impl Near {
         }
     }
 
-    /// Keeps a session that was opened here, and that [`reserve`](Self::reserve) counted.
-    pub(super) async fn keep_opened(
-        &self,
-        id: ClientSessionId,
-        binding: Binding,
-        said: (Moment, Duration),
-        client: Option<ClientNetwork>,
-    ) {
-        self.put(id, binding, said, Some(Opener(client))).await;
-    }
-
     async fn put(
         &self,
         id: ClientSessionId,
@@ -194,20 +183,20 @@ impl Near {
     }
 
     /// Counts one more session of `client`, if there is room for it.
-    pub(super) async fn reserve(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+    pub(super) async fn reserve(
+        &self,
+        client: Option<ClientNetwork>,
+    ) -> Result<Reservation<'_>, OpenError> {
         self.check(client).await?;
         let mut counts = lock(&self.counts);
         self.judge(&counts, client)?;
         counts.sessions += 1;
         counts.clients.open(client);
-        Ok(())
-    }
-
-    /// Counts a session of `client` out that was reserved and not opened.
-    pub(super) fn release(&self, client: Option<ClientNetwork>) {
-        let mut counts = lock(&self.counts);
-        counts.sessions -= 1;
-        counts.clients.remove(client);
+        Ok(Reservation {
+            near: self,
+            client,
+            is_kept: false,
+        })
     }
 
     fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
@@ -215,6 +204,38 @@ impl Near {
         match self.evict {
             Evict::None if counts.sessions >= self.capacity => Err(OpenError::Full),
             Evict::None | Evict::Oldest => Ok(()),
+        }
+    }
+}
+
+/// Room for a session of `client`. It is free again unless one is kept in it: who opens one may leave
+/// before the store has answered.
+pub(super) struct Reservation<'n> {
+    near: &'n Near,
+    client: Option<ClientNetwork>,
+    is_kept: bool,
+}
+
+impl Reservation<'_> {
+    /// Keeps what the store said of a session that was opened here.
+    pub(super) async fn keep(
+        mut self,
+        id: ClientSessionId,
+        binding: Binding,
+        said: (Moment, Duration),
+    ) {
+        self.is_kept = true;
+        let opener = Some(Opener(self.client));
+        self.near.put(id, binding, said, opener).await;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            let mut counts = lock(&self.near.counts);
+            counts.sessions -= 1;
+            counts.clients.remove(self.client);
         }
     }
 }
