@@ -714,13 +714,9 @@ impl Fleet {
         status
     }
 
-    async fn metric(&self) -> String {
+    async fn metrics(&self) -> String {
         let url = format!("http://{}/metrics", self.admin);
-        let metrics = reqwest::get(url).await.unwrap().text().await.unwrap();
-        let line = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix("pingora_mcp_store_reached "));
-        line.unwrap().to_owned()
+        reqwest::get(url).await.unwrap().text().await.unwrap()
     }
 
     /// `near` goes on; what cannot be known, and what cannot be kept, is 503; and all say so.
@@ -743,7 +739,9 @@ impl Fleet {
         assert_eq!(self.backend.seen().len(), asked, "a session was opened");
         assert_eq!(ask(&url, far).await.status(), 503);
         assert_eq!(ask(&url, near).await.status(), 200);
-        assert_eq!(self.metric().await, "0");
+        let metrics = self.metrics().await;
+        assert!(metrics.contains("\npingora_mcp_store_reached 0\n"));
+        assert!(metrics.contains(&operation("find", "error")), "{metrics}");
     }
 
     /// All goes on, and of all that happened the log has three lines.
@@ -758,7 +756,9 @@ impl Fleet {
         assert_eq!(ask(&url, far).await.status(), 200);
         assert_eq!(ask(&url, near).await.status(), 200);
         open_session(&url).await;
-        assert_eq!(self.metric().await, "1");
+        let metrics = self.metrics().await;
+        assert!(metrics.contains("\npingora_mcp_store_reached 1\n"));
+        assert!(metrics.contains(&operation("insert", "ok")), "{metrics}");
         let log = self.proxy.log();
         let count = |line: &str| log.matches(line).count();
         assert_eq!(count("the session store is reached"), 2, "{log}");
@@ -767,6 +767,11 @@ impl Fleet {
         assert!(!log.contains("s3cret") && !log.contains(OLD), "{log}");
         assert!(!log.contains("panicked"), "{log}");
     }
+}
+
+fn operation(operation: &str, outcome: &str) -> String {
+    let name = "pingora_mcp_store_operation_duration_seconds_count";
+    format!("{name}{{operation=\"{operation}\",outcome=\"{outcome}\"}}")
 }
 
 /// An operation on one of a few sessions, or what becomes of the connection.
