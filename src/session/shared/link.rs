@@ -240,7 +240,6 @@ impl Link {
         loop {
             match keeper.connect(told).await {
                 Ok(connection) => {
-                    keeper.listener.listens();
                     self.is_reached.set(1);
                     self.state
                         .send_replace(State::Connected(connection.clone()));
@@ -372,6 +371,8 @@ impl Keeper {
                         listener.listens();
                     }
                 }
+                // By a cluster also when the node that told of removals is lost.
+                (PushKind::Subscribe, _) => listener.listens(),
                 (PushKind::Disconnection, _) => doubt.notify_one(),
                 _ => {}
             }
@@ -383,8 +384,12 @@ impl Keeper {
     /// not one whose memory is full, as its sessions can still be found. A cluster that has lost a
     /// part serves the others.
     async fn probe(&self, connection: &Connection) -> RedisResult<()> {
+        let keys = match connection {
+            Connection::Server(_) => &self.nothing[..1],
+            Connection::Cluster(_) => &self.nothing,
+        };
         let mut probes = JoinSet::new();
-        for key in &self.nothing {
+        for key in keys {
             let mut probe = redis::cmd("DEL");
             probe.arg(key);
             let connection = connection.clone();
