@@ -700,7 +700,6 @@ impl Fleet {
         let with_admin = format!("{yaml}  admin: {{ address: {admin} }}\n");
         let environment = [("STORE_PASSWORD", "s3cret")];
         let mut proxy = ProxyProcess::with_environment(&with_admin, &environment).await;
-        proxy.until_listening(admin).await;
         Self {
             redis,
             backend,
