@@ -699,7 +699,7 @@ impl Fleet {
         );
         let with_admin = format!("{yaml}  admin: {{ address: {admin} }}\n");
         let environment = [("STORE_PASSWORD", "s3cret")];
-        let mut proxy = ProxyProcess::with_environment(&with_admin, &environment).await;
+        let proxy = ProxyProcess::with_environment(&with_admin, &environment).await;
         Self {
             redis,
             backend,
@@ -945,6 +945,7 @@ fn binding(position: usize) -> Binding {
         backend: "local".parse().unwrap(),
         session: BackendSessionId::try_from(&id).unwrap(),
         opened: Opened::from_milliseconds(0),
+        seal: None,
     }
 }
 
