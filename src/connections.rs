@@ -64,7 +64,8 @@ impl<A> Connections<A> {
         let digest = stream.get_socket_digest();
         // While the socket is open, or the address may be another's.
         let client = digest.as_ref().and_then(|digest| digest.peer_addr());
-        let failure = match timeout(limit, self.handshakes.accept(stream)).await {
+        // Boxed, as are refusals: each connection would have room for the largest of them in its memory.
+        let failure = match timeout(limit, Box::pin(self.handshakes.accept(stream))).await {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("not within {limit:?}"),
@@ -108,7 +109,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         };
         let Some(held) = self.load.connections.hold() else {
             let stream = self.shake_hands(stream, timeouts.tls_handshake.0);
-            self.refuse(stream, Rejection::ConnectionsFull).await;
+            Box::pin(self.refuse(stream, Rejection::ConnectionsFull)).await;
             return None;
         };
         let stream = self.shake_hands(stream, timeouts.tls_handshake.0).await?;
@@ -131,7 +132,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         tokio::select! {
             // First, as what has been given up looks closed to the application.
             biased;
-            Ok((stream, rejection)) = given_up => self.refuse(ready(Some(stream)), rejection).await,
+            Ok((stream, rejection)) = given_up => Box::pin(self.refuse(ready(Some(stream)), rejection)).await,
             _ = app.process_new(Box::new(stream), shutdown) => {}
         }
         None
