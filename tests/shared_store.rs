@@ -65,6 +65,40 @@ async fn a_session_that_is_near_costs_no_round_trip() {
 }
 
 #[tokio::test]
+async fn near_sessions_are_counted_by_their_backend_until_they_are_gone() {
+    let redis = Redis::start().await;
+    let (one, other) = (store(&redis.url(), ""), store(&redis.url(), ""));
+    let Binding { route, backend, .. } = binding(0);
+    let id = connected(&one).await;
+    connected(&other).await;
+    one.insert(id, binding(1)).await.unwrap();
+    assert_eq!(one.sessions_at(&route, &backend), 2);
+    assert_eq!(other.find(id).await, Ok(Some(binding(1))));
+    assert_eq!(other.sessions_at(&route, &backend), 3);
+    one.remove(id).await.unwrap();
+    assert_eq!(one.sessions_at(&route, &backend), 1);
+    within("what another store hears", async {
+        while other.sessions_at(&route, &backend) != 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_is_kept_with_its_seal() {
+    let redis = Redis::start().await;
+    let (one, other) = (store(&redis.url(), ""), store(&redis.url(), ""));
+    let id = connected(&one).await;
+    let sealed = Binding {
+        seal: Some("what-stands-behind-the-digits".parse().unwrap()),
+        ..binding(0)
+    };
+    one.insert(id, sealed.clone()).await.unwrap();
+    assert_eq!(other.find(id).await, Ok(Some(sealed)));
+}
+
+#[tokio::test]
 async fn a_removal_that_was_not_heard_is_found_out_when_the_connection_is_back() {
     let redis = Redis::start().await;
     let [one, other] = [(); 2].map(|()| store(&redis.url(), ""));

@@ -1,6 +1,5 @@
 //! Sessions in this process's memory: a bounded moka cache.
 
-use std::collections::{HashMap, hash_map};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use uuid::Uuid;
 
+use super::backends::Backends;
 use super::client::{ClientNetwork, Clients};
 use super::reap::Waiting;
 use super::{
@@ -74,7 +74,7 @@ enum Cause {
 /// What is in the cache right now, as moka's own count lags behind, and what it forgot.
 struct Counts {
     sessions: u64,
-    by_backend: HashMap<(RoutePath, BackendName), u64>,
+    backends: Backends,
     clients: Clients,
     idle: u64,
     lifetime: u64,
@@ -86,23 +86,7 @@ impl Counts {
     fn add(&mut self, entry: &Entry) {
         self.sessions += 1;
         self.clients.add(entry.client);
-        self.add_to_backend(&entry.binding);
-    }
-
-    fn add_to_backend(&mut self, binding: &Binding) {
-        let backend = (binding.route.clone(), binding.backend.clone());
-        *self.by_backend.entry(backend).or_default() += 1;
-    }
-
-    fn remove_from_backend(&mut self, binding: &Binding) {
-        let backend = (binding.route.clone(), binding.backend.clone());
-        if let hash_map::Entry::Occupied(mut count) = self.by_backend.entry(backend) {
-            *count.get_mut() -= 1;
-            // Backends come and go.
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
+        self.backends.add(&entry.binding);
     }
 
     /// Counts a session out. `None` where it was removed, or goes on. moka does not tell the two
@@ -110,7 +94,7 @@ impl Counts {
     fn remove(&mut self, entry: &Entry, cause: RemovalCause, lifetime: Duration) -> Option<Cause> {
         self.sessions -= 1;
         self.clients.remove(entry.client);
-        self.remove_from_backend(&entry.binding);
+        self.backends.remove(&entry.binding);
         let cause = match cause {
             RemovalCause::Expired if entry.since.elapsed() >= lifetime => Cause::Lifetime,
             RemovalCause::Expired => Cause::Idle,
@@ -141,7 +125,7 @@ impl MemoryStore {
     pub fn new(settings: SessionSettings) -> Self {
         let counts = Arc::new(Mutex::new(Counts {
             sessions: 0,
-            by_backend: HashMap::new(),
+            backends: Backends::default(),
             clients: Clients::new(&settings),
             idle: 0,
             lifetime: 0,
@@ -257,7 +241,7 @@ impl SessionStore for MemoryStore {
             self.sweep().await;
             self.reserve(client)?;
         }
-        lock(&self.counts).add_to_backend(&binding);
+        lock(&self.counts).backends.add(&binding);
         self.put(id, Entry::new(binding, client)).await;
         Ok(())
     }
@@ -308,9 +292,7 @@ impl SessionStore for MemoryStore {
     }
 
     fn sessions_at(&self, route: &RoutePath, backend: &BackendName) -> u64 {
-        let backend = (route.clone(), backend.clone());
-        let counts = lock(&self.counts);
-        counts.by_backend.get(&backend).copied().unwrap_or(0)
+        lock(&self.counts).backends.at(route, backend)
     }
 
     /// Sweeps what has expired, as moka does so only while it is used. What is taken is settled: no

@@ -4,6 +4,7 @@
 //! an entry that outlives its session goes when the backend answers 404. Where ids are sealed, the
 //! client brings the binding along, and the store spares its opening.
 
+mod backends;
 mod client;
 mod memory;
 mod reap;

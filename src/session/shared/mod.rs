@@ -28,7 +28,9 @@ use super::{
     Abandoned, Binding, Census, Claim, ClientNetwork, OpenError, SessionSettings, SessionStore,
     StoreError,
 };
+use crate::backend::BackendName;
 use crate::mcp::ClientSessionId;
+use crate::route::RoutePath;
 
 /// A [`SessionStore`] in Redis or Valkey. Each clone is the same.
 ///
@@ -308,6 +310,11 @@ impl SessionStore for SharedStore {
         let settle = self.0.codec.place.settle(Name::of_claim(claim));
         let settled = self.link().run::<()>(Operation::Settle, &settle).await;
         settled.map_err(|_| StoreError)
+    }
+
+    /// Those that this proxy has used of late.
+    fn sessions_at(&self, route: &RoutePath, backend: &BackendName) -> u64 {
+        self.0.near.sessions_at(route, backend)
     }
 
     async fn census(&self) -> Census {

@@ -9,7 +9,10 @@ use moka::future::Cache;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 
+use crate::backend::BackendName;
 use crate::mcp::ClientSessionId;
+use crate::route::RoutePath;
+use crate::session::backends::Backends;
 use crate::session::client::{ClientNetwork, Clients};
 use crate::session::{Binding, Evict, OpenError, SessionSettings};
 
@@ -60,6 +63,8 @@ struct Opener(Option<ClientNetwork>);
 struct Counts {
     sessions: u64,
     clients: Clients,
+    /// Of all that are near.
+    backends: Backends,
 }
 
 impl fmt::Debug for Counts {
@@ -73,6 +78,7 @@ impl Near {
         let counts = Arc::new(Mutex::new(Counts {
             sessions: 0,
             clients: Clients::new(settings),
+            backends: Backends::default(),
         }));
         let counted = Arc::clone(&counts);
         let cache = Cache::builder()
@@ -81,8 +87,9 @@ impl Near {
             // A session that is away with its store goes on for as long as it is used.
             .time_to_idle(settings.idle_timeout.0)
             .eviction_listener(move |_, entry: Arc<Entry>, _: RemovalCause| {
+                let mut counts = lock(&counted);
+                counts.backends.remove(&entry.binding);
                 if let Some(Opener(client)) = entry.opened_here {
-                    let mut counts = lock(&counted);
                     counts.sessions -= 1;
                     counts.clients.remove(client);
                 }
@@ -153,6 +160,7 @@ impl Near {
         (refreshed, left): (Moment, Duration),
         opened_here: Option<Opener>,
     ) {
+        lock(&self.counts).backends.add(&binding);
         let entry = Entry {
             binding,
             refreshed,
@@ -197,6 +205,11 @@ impl Near {
             client,
             is_kept: false,
         })
+    }
+
+    /// How many of `backend` on `route` are near.
+    pub(super) fn sessions_at(&self, route: &RoutePath, backend: &BackendName) -> u64 {
+        lock(&self.counts).backends.at(route, backend)
     }
 
     fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
