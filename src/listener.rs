@@ -77,21 +77,21 @@ impl Listeners {
 
 /// The TLS handshakes of some listeners, for connections as they come from the socket: Pingora's
 /// own are neither counted nor limited as configured.
-pub(crate) struct Handshakes(Vec<(SocketAddr, Handshake)>);
+pub(crate) struct Handshakes(Vec<(SocketAddr, Option<Handshake>)>);
 
 impl Handshakes {
     pub(crate) fn of(listeners: &Listeners) -> Self {
         let handshake = |listener: &Listener| {
-            let tls = listener.tls.as_ref()?;
-            Some((listener.address, tls.handshake()))
+            let tls = listener.tls.as_ref();
+            (listener.address, tls.map(ListenerTls::handshake))
         };
-        Self(listeners.iter().filter_map(handshake).collect())
+        Self(listeners.iter().map(handshake).collect())
     }
 
     /// `stream` after its handshake, or as it is where its listener has no TLS.
     ///
     /// # Errors
-    /// The handshake fails.
+    /// The handshake fails, or it came in where no listener is known to be: it may be one with TLS.
     pub(crate) async fn accept(&self, stream: Stream) -> Result<Stream> {
         let Some(handshake) = self.handshake(&stream)? else {
             return Ok(stream);
@@ -105,24 +105,23 @@ impl Handshakes {
     /// By the address that the client has connected to: the listener's own, or any where it
     /// listens on all. A system has no two listeners for one.
     fn handshake(&self, stream: &Stream) -> Result<Option<&Handshake>> {
-        if self.0.is_empty() {
+        if self.0.iter().all(|(_, tls)| tls.is_none()) {
             return Ok(None);
         }
         let digest = stream.get_socket_digest();
-        let Some(local) = digest.as_ref().and_then(|digest| digest.local_addr()) else {
+        let local = digest.as_ref().and_then(|digest| digest.local_addr());
+        let Some(local) = local.and_then(|local| local.as_inet()) else {
             return Error::e_explain(ErrorType::InternalError, "where it came in is not known");
         };
-        let Some(local) = local.as_inet() else {
-            return Ok(None);
-        };
         let is_here = |listener: &SocketAddr| {
-            let is_all = listener.ip().is_unspecified() && listener.is_ipv4() == local.is_ipv4();
-            listener.port() == local.port() && (is_all || listener.ip() == local.ip())
+            let ip = listener.ip().to_canonical();
+            let is_all = ip.is_unspecified() && listener.is_ipv4() == local.is_ipv4();
+            listener.port() == local.port() && (is_all || ip == local.ip().to_canonical())
         };
-        let mut all = self.0.iter();
-        Ok(all
-            .find(|(listener, _)| is_here(listener))
-            .map(|(_, tls)| tls))
+        match self.0.iter().find(|(listener, _)| is_here(listener)) {
+            Some((_, tls)) => Ok(tls.as_ref()),
+            None => Error::e_explain(ErrorType::InternalError, "it came in at no listener"),
+        }
     }
 }
 
