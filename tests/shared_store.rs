@@ -86,6 +86,32 @@ async fn near_sessions_are_counted_by_their_backend_until_they_are_gone() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_adopted_is_as_old_as_it_is_and_no_new_one() {
+    let redis = Redis::start().await;
+    let store = store(&redis.url(), "lifetime: 1h, max_new_per_client: 1");
+    let hour = Duration::from_secs(60 * 60).as_millis() as u64;
+    let opened = Opened::from_milliseconds(Opened::now().milliseconds() - hour + 2000);
+    let client = Some(ClientNetwork::from(IpAddr::from([192, 0, 2, 1])));
+    for position in 0..3 {
+        let id = ClientSessionId::mint();
+        let binding = Binding {
+            opened,
+            ..binding(position)
+        };
+        store.adopt(id, binding.clone(), client).await.unwrap();
+        assert_eq!(store.find(id).await, Ok(Some(binding)));
+        if position == 2 {
+            within("the end of its lifetime", async {
+                while store.find(id).await != Ok(None) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_session_is_kept_with_its_seal() {
     let redis = Redis::start().await;
     let (one, other) = (store(&redis.url(), ""), store(&redis.url(), ""));
@@ -201,7 +227,7 @@ async fn an_abandoned_session_goes_to_one_store_and_to_another_if_that_dies() {
     }
     assert_eq!(one.abandoned(1).await, Ok(Vec::new()));
     assert_eq!(one.census().await.idle + other.census().await.idle, 200);
-    // The half of them is settled. Who had the others dies, and its minute passes.
+    // The half of them is settled. Who had the others dies, and its time passes.
     let unsettled = claimed.split_off(100);
     for Abandoned { claim, .. } in claimed {
         one.settle(claim).await.unwrap();

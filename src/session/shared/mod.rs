@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 pub use settings::RedisSettings;
 
 use self::link::{Failure, Link, Listener, Operation};
-use self::near::{Moment, Near};
+use self::near::{Moment, Near, Reservation};
 use self::script::{Place, cause};
 use self::sealed::{Keys, Name, SHARDS, Unopened, read, write};
 use super::{
@@ -178,16 +178,38 @@ impl SharedStore {
         }
     }
 
+    /// Stores the binding of a session that is `age` old, in `room`.
+    async fn put(
+        &self,
+        room: Reservation<'_>,
+        id: ClientSessionId,
+        binding: Binding,
+        age: Duration,
+    ) -> Result<(), OpenError> {
+        match self.store(id, &binding, age).await {
+            Ok(said) => {
+                room.keep(id, binding, said).await;
+                Ok(())
+            }
+            Err(Failure::Full) => {
+                *self.full_until() = Some(self.0.near.now().after(FULL));
+                Err(OpenError::Full)
+            }
+            Err(Failure::Unreached) => Err(OpenError::Store(StoreError)),
+        }
+    }
+
     /// Stores a binding, and says what the near cache is to know of it.
     async fn store(
         &self,
         id: ClientSessionId,
         binding: &Binding,
+        age: Duration,
     ) -> Result<(Moment, Duration), Failure> {
         let Shared { near, codec, .. } = &*self.0;
         let name = Name::of(id);
         let value = codec.keys.seal(&codec.place.key(name), &write(binding));
-        let insert = codec.place.insert(name, &value, &codec.told(id));
+        let insert = codec.place.insert(name, &value, age, &codec.told(id));
         let asked = near.now();
         let left = self.link().run(Operation::Insert, &insert).await?;
         Ok((asked, Duration::from_millis(left)))
@@ -198,7 +220,8 @@ impl SharedStore {
 impl SessionStore for SharedStore {
     async fn insert(&self, id: ClientSessionId, binding: Binding) -> Result<(), StoreError> {
         let removals = self.0.near.removals(id);
-        let said = self.store(id, &binding).await.map_err(|_| StoreError)?;
+        let said = self.store(id, &binding, Duration::ZERO).await;
+        let said = said.map_err(|_| StoreError)?;
         self.0.near.keep(id, binding, said, removals).await;
         Ok(())
     }
@@ -209,19 +232,19 @@ impl SessionStore for SharedStore {
         binding: Binding,
         client: Option<ClientNetwork>,
     ) -> Result<(), OpenError> {
-        let near = &self.0.near;
-        let room = near.reserve(client).await?;
-        match self.store(id, &binding).await {
-            Ok(said) => {
-                room.keep(id, binding, said).await;
-                Ok(())
-            }
-            Err(Failure::Full) => {
-                *self.full_until() = Some(near.now().after(FULL));
-                Err(OpenError::Full)
-            }
-            Err(Failure::Unreached) => Err(OpenError::Store(StoreError)),
-        }
+        let room = self.0.near.reserve(client).await?;
+        self.put(room, id, binding, Duration::ZERO).await
+    }
+
+    async fn adopt(
+        &self,
+        id: ClientSessionId,
+        binding: Binding,
+        client: Option<ClientNetwork>,
+    ) -> Result<(), OpenError> {
+        let room = self.0.near.reserve_for_adopted(client)?;
+        let age = binding.opened.age();
+        self.put(room, id, binding, age).await
     }
 
     async fn check_room(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {

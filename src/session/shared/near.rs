@@ -212,8 +212,29 @@ impl Near {
         lock(&self.counts).backends.at(route, backend)
     }
 
+    /// Counts one more session of `client` that was opened before, if there is room for it.
+    pub(super) fn reserve_for_adopted(
+        &self,
+        client: Option<ClientNetwork>,
+    ) -> Result<Reservation<'_>, OpenError> {
+        let mut counts = lock(&self.counts);
+        counts.clients.check_held(client)?;
+        self.check_capacity(&counts)?;
+        counts.sessions += 1;
+        counts.clients.add(client);
+        Ok(Reservation {
+            near: self,
+            client,
+            is_kept: false,
+        })
+    }
+
     fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         counts.clients.check(client)?;
+        self.check_capacity(counts)
+    }
+
+    fn check_capacity(&self, counts: &Counts) -> Result<(), OpenError> {
         match self.evict {
             Evict::None if counts.sessions >= self.capacity => Err(OpenError::Full),
             Evict::None | Evict::Oldest => Ok(()),

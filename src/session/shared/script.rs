@@ -71,9 +71,16 @@ impl Place {
     }
 
     /// Gives the milliseconds that are left of the lifetime.
-    pub(super) fn insert(&self, name: Name, value: &[u8], told: &[u8]) -> ScriptInvocation<'_> {
+    pub(super) fn insert(
+        &self,
+        name: Name,
+        value: &[u8],
+        age: Duration,
+        told: &[u8],
+    ) -> ScriptInvocation<'_> {
+        let left = self.lifetime.saturating_sub(milliseconds(age));
         let mut insert = self.of_session(&INSERT, name);
-        insert.arg(GRACE).arg(self.idle).arg(self.lifetime);
+        insert.arg(GRACE).arg(self.idle).arg(left.max(1));
         insert.arg(self.shard(name.shard())).arg(value);
         insert.arg(self.channel()).arg(told);
         insert
@@ -109,8 +116,9 @@ pub(super) mod cause {
 /// How long a session that is over is kept for its backend to be told, in milliseconds.
 const GRACE: u64 = 60 * 60 * 1000;
 
-/// How long who claims a session has to settle it.
-const LEASE: Duration = Duration::from_secs(60);
+/// How long who claims a session has to settle it: longer than its backend is asked at the most, and
+/// others of that backend before it.
+const LEASE: Duration = Duration::from_secs(15 * 60);
 
 /// A list lives for as long as anything on it. A write that takes no memory comes before any that
 /// does: a script that has written may go on when the server's memory is full.
