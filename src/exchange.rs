@@ -92,7 +92,7 @@ impl Connection {
 }
 
 /// The session that a request belongs to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct BoundSession {
     pub(crate) id: ClientSessionId,
     pub(crate) binding: Binding,

@@ -260,10 +260,17 @@ impl Gateway {
             Ok(Some(kept)) if kept.route == route.path && kept.is_sealed_with(seal) => kept,
             found => unseal(id, seal, route, rules, found)?,
         };
-        let backend = route.pool.get(&binding.backend)?;
+        let backend = match route.pool.get(&binding.backend) {
+            Err(Rejection::UnknownSession)
+                if route.pool.may_come(&binding.backend, binding.opened.age()) =>
+            {
+                return Err(Rejection::BackendUnreachable);
+            }
+            found => found?,
+        };
         if !backend.may_be_asked() {
             return Err(match backend.is_lost(self.lost_after) {
-                true => self.forget(id, exchange).await,
+                true => self.forget(id, &binding, exchange).await,
                 false => Rejection::BackendUnreachable,
             });
         }
@@ -393,18 +400,25 @@ impl Gateway {
     /// Whether the session of a request that failed is lost with its backend, so that its client is
     /// to start over: the refusal that says so.
     pub async fn session_lost(&self, exchange: &mut Exchange) -> Option<Rejection> {
-        let (Some(session), Some(backend)) = (&exchange.session, &exchange.backend) else {
+        let backend = exchange.backend.as_ref()?;
+        if !backend.is_lost(self.lost_after) {
             return None;
-        };
-        match backend.is_lost(self.lost_after) {
-            true => Some(self.forget(session.id, exchange).await),
-            false => None,
         }
+        let BoundSession { id, binding } = exchange.session.clone()?;
+        Some(self.forget(id, &binding, exchange).await)
     }
 
     /// Forgets a session that is lost, and refuses its request with what has a client start over.
-    async fn forget(&self, id: ClientSessionId, exchange: &mut Exchange) -> Rejection {
+    async fn forget(
+        &self,
+        id: ClientSessionId,
+        binding: &Binding,
+        exchange: &mut Exchange,
+    ) -> Rejection {
         exchange.outcome = SessionOutcome::Lost;
+        if let Some(reaping) = &self.reaping {
+            reaping.take_authorization(binding).await;
+        }
         if let Err(error) = self.store.remove(id).await {
             log::warn!("session not updated: {error}");
         }
@@ -532,7 +546,8 @@ impl Gateway {
     ) -> pingora_core::Result<(ResponseHeader, Bytes)> {
         match (exchange.held.take(), &exchange.session) {
             (Some(held), Some(session)) if held.is_expired_session() => {
-                self.forget(session.id, exchange).await.answer()
+                let BoundSession { id, binding } = session.clone();
+                self.forget(id, &binding, exchange).await.answer()
             }
             (Some(held), _) => Ok(held.into_parts()),
             (None, _) => exchange.refuse(Rejection::Internal).answer(),

@@ -74,6 +74,7 @@ impl Reaper {
         loop {
             turns.tick().await;
             while told.try_join_next().is_some() {}
+            places.retain(|_, places: &mut Arc<Semaphore>| Arc::strong_count(places) > 1);
             for (session, claim) in teller.take(rate.min(most.saturating_sub(told.len()))).await {
                 let backend = (session.route.clone(), session.backend.clone());
                 let places = places.entry(backend).or_insert_with(|| {

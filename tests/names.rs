@@ -5,12 +5,16 @@ mod support;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use http::HeaderValue;
 use pingora_core::server::configuration::ServerConf;
 use pingora_mcp::backend::Resolver;
 use pingora_mcp::backend_watch::BackendWatch;
+use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::server;
+use pingora_mcp::session::{Binding, Opened};
 use support::process::ProxyProcess;
 use support::{Backend, Proxy, ask, initialize, open_session};
 use tokio::task::JoinSet;
@@ -36,6 +40,31 @@ async fn each_address_of_a_name_is_a_backend_with_sessions_of_its_own() {
     }
     for backend in &backends {
         assert_eq!(backend.seen().len(), 4);
+    }
+}
+
+/// Another proxy may have looked the name up since, and opened it there.
+#[tokio::test]
+async fn a_new_session_at_an_address_that_is_not_known_yet_is_not_over() {
+    let backend = Backend::with_session("first").await;
+    let named = Named::start("").await;
+    named.stand_for(&[&backend]).await;
+    let url = named.proxy.url("/mcp");
+    let hour = Duration::from_secs(60 * 60).as_millis() as u64;
+    for (milliseconds, status) in [(Opened::now().milliseconds() + hour, 502), (0, 404)] {
+        let id = ClientSessionId::mint();
+        let binding = Binding {
+            route: "/mcp".parse().unwrap(),
+            backend: "pods@192.0.2.1:3000".parse().unwrap(),
+            session: BackendSessionId::try_from(&HeaderValue::from_static("own")).unwrap(),
+            opened: Opened::from_milliseconds(milliseconds),
+            seal: None,
+        };
+        let store = named.proxy.gateway.store();
+        store.open(id, binding, None).await.unwrap();
+        let id = id.to_header();
+        let answered = ask(&url, id.to_str().unwrap()).await;
+        assert_eq!(answered.status(), status);
     }
 }
 

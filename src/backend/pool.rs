@@ -149,6 +149,18 @@ impl Pool {
         }
     }
 
+    /// Whether `name` may be one that another proxy has met already and this one has not looked up yet:
+    /// of a session that was opened no longer than `age` ago.
+    pub(crate) fn may_come(&self, name: &BackendName, age: Duration) -> bool {
+        let mut entries = self.entries.iter();
+        let configured = name.configured();
+        let entry = entries.find(|entry| entry.profile.name.as_str() == configured);
+        entry.is_some_and(|entry| {
+            let Profile { url, resolve, .. } = &*entry.profile;
+            configured != name.as_str() && url.host_name.is_some() && age < *resolve * 2
+        })
+    }
+
     /// Goes on with what `former` knows of the backends that both have. Others are new.
     pub(crate) fn succeed(&mut self, former: &Self) {
         let formers: Vec<_> = former.iter().collect();
