@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use chacha20poly1305::aead::{AeadInPlace, KeyInit};
-use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
+use chacha20poly1305::aead::AeadInPlace;
+use chacha20poly1305::{Tag, XNonce};
 use http::HeaderValue;
 use serde::{Deserialize, Deserializer};
 
-use super::secret::Secret;
+use super::secret::{KEY_ID, Secret, SecretKey};
 use super::{Binding, Opened, SessionSettings};
 use crate::backend::BackendName;
 use crate::mcp::{BackendSessionId, ClientSessionId};
@@ -96,7 +96,7 @@ impl Seals {
     ///
     /// An id is sealed once, as its nonce is made of it.
     pub fn seal(&self, id: ClientSessionId, binding: &Binding) -> Option<Seal> {
-        let key = self.keys.first()?;
+        let SealKey(key) = self.keys.first()?;
         let session = binding.session.to_header();
         let backend = binding.backend.as_str();
         let mut sealed = Vec::with_capacity(MAX_SEALED);
@@ -144,8 +144,8 @@ impl Seals {
             return Err(SealError::KeyUnknown);
         };
         let mut keys = self.keys.iter();
-        let key = keys.find(|known| known.id == *key);
-        let key = key.ok_or(SealError::KeyUnknown)?;
+        let key = keys.find(|SealKey(known)| known.id == *key);
+        let SealKey(key) = key.ok_or(SealError::KeyUnknown)?;
         let (sealed, tag) = sealed
             .split_last_chunk_mut::<TAG>()
             .ok_or(SealError::Broken)?;
@@ -188,10 +188,7 @@ pub struct SealSettings {
 /// What a secret of at least 32 characters becomes: a key, and the name that it has in ids. Both are
 /// kept out of `Debug`.
 #[derive(Clone)]
-pub struct SealKey {
-    id: [u8; KEY_ID],
-    cipher: XChaCha20Poly1305,
-}
+pub struct SealKey(SecretKey);
 
 impl<'de> Deserialize<'de> for SealKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -204,11 +201,7 @@ impl TryFrom<Text> for SealKey {
 
     fn try_from(text: Text) -> Result<Self, Self::Error> {
         let secret = Secret::try_from(text)?;
-        let id = secret.key(ID_PURPOSE);
-        Ok(Self {
-            id: [id[0], id[1], id[2], id[3]],
-            cipher: XChaCha20Poly1305::new(&secret.key(KEY_PURPOSE).into()),
-        })
+        Ok(Self(SecretKey::new(&secret, ID_PURPOSE, KEY_PURPOSE)))
     }
 }
 
@@ -222,7 +215,7 @@ impl Entry for SealKey {
 
 impl PartialEq for SealKey {
     fn eq(&self, other: &Self) -> bool {
-        self.id == other.id
+        self.0.id == other.0.id
     }
 }
 
@@ -260,9 +253,6 @@ fn read(content: &[u8], seal: &[u8], route: &RoutePath) -> Option<Binding> {
         seal: Some(Seal(str::from_utf8(seal).ok()?.into())),
     })
 }
-
-/// Bytes of a key's id: whose key it is, is known before the cipher runs.
-const KEY_ID: usize = 4;
 
 /// Bytes of Poly1305's tag.
 const TAG: usize = 16;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use blake2::Blake2sMac;
 use blake2::digest::{Mac, consts::U32};
+use chacha20poly1305::XChaCha20Poly1305;
 use serde::{Deserialize, Deserializer};
 
 use crate::setting::{Text, parse};
@@ -15,10 +16,28 @@ pub struct Secret(Arc<str>);
 
 impl Secret {
     /// The key that this secret gives for `purpose`, of at most 32 bytes: another for each.
-    pub(crate) fn key(&self, purpose: &str) -> [u8; 32] {
+    fn key(&self, purpose: &str) -> [u8; 32] {
         let hasher = Blake2sMac::<U32>::new_from_slice(purpose.as_bytes());
         let hasher = hasher.expect("a purpose has at most 32 bytes");
         hasher.chain_update(&*self.0).finalize().into_bytes().into()
+    }
+}
+
+/// A key that a secret gives, and what tells it from others, and nothing of it.
+#[derive(Clone)]
+pub(super) struct SecretKey {
+    pub(super) id: [u8; KEY_ID],
+    pub(super) cipher: XChaCha20Poly1305,
+}
+
+impl SecretKey {
+    /// What `secret` gives for these two purposes.
+    pub(super) fn new(secret: &Secret, id_purpose: &str, key_purpose: &str) -> Self {
+        let id = secret.key(id_purpose);
+        Self {
+            id: [id[0], id[1], id[2], id[3]],
+            cipher: chacha20poly1305::KeyInit::new(&secret.key(key_purpose).into()),
+        }
     }
 }
 
@@ -58,6 +77,9 @@ fn is_guessable(secret: &str) -> bool {
     characters.dedup();
     is_repeated || characters.len() < MIN_DIFFERENT || PUBLISHED.contains(&secret)
 }
+
+/// Bytes of a key's id: whose key it is, is known before the cipher runs.
+pub(super) const KEY_ID: usize = 4;
 
 const MIN_LENGTH: usize = 32;
 

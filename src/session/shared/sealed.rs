@@ -4,12 +4,12 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use blake2::Blake2s;
 use blake2::digest::{Digest, consts::U16};
-use chacha20poly1305::aead::{Aead, AeadCore, KeyInit, OsRng, Payload};
+use chacha20poly1305::aead::{Aead, AeadCore, OsRng, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use http::HeaderValue;
 
 use crate::mcp::{BackendSessionId, ClientSessionId};
-use crate::session::secret::Secret;
+use crate::session::secret::{KEY_ID, Secret, SecretKey};
 use crate::session::{Binding, Claim, Opened, Seal};
 
 /// What a session is called in the store: the hash of its client's id. An id is 122 random bits,
@@ -50,13 +50,7 @@ impl Name {
 /// The key that values are sealed with, and those that open them.
 pub(super) struct Keys {
     /// The first one seals.
-    keys: Vec<Key>,
-}
-
-struct Key {
-    /// Tells keys apart, and nothing of them.
-    id: [u8; 4],
-    cipher: XChaCha20Poly1305,
+    keys: Vec<SecretKey>,
 }
 
 /// Why a value is not opened.
@@ -70,13 +64,7 @@ pub(super) enum Unopened {
 
 impl Keys {
     pub(super) fn new(secrets: &[Secret]) -> Self {
-        let key = |secret: &Secret| {
-            let id = secret.key(ID_CONTEXT);
-            Key {
-                id: [id[0], id[1], id[2], id[3]],
-                cipher: XChaCha20Poly1305::new(&secret.key(KEY_CONTEXT).into()),
-            }
-        };
+        let key = |secret| SecretKey::new(secret, ID_CONTEXT, KEY_CONTEXT);
         Self {
             keys: secrets.iter().map(key).collect(),
         }
@@ -100,7 +88,7 @@ impl Keys {
         if version != VERSION {
             return Err(Unopened::Unknown);
         }
-        let (id, rest) = rest.split_first_chunk::<4>().ok_or(Unopened::Broken)?;
+        let (id, rest) = rest.split_first_chunk::<KEY_ID>().ok_or(Unopened::Broken)?;
         let (nonce, msg) = rest.split_first_chunk::<24>().ok_or(Unopened::Broken)?;
         let payload = || Payload {
             msg,
