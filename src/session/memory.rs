@@ -187,14 +187,7 @@ impl MemoryStore {
 
     fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         counts.clients.check(client)?;
-        self.check_capacity(counts)
-    }
-
-    fn check_capacity(&self, counts: &Counts) -> Result<(), OpenError> {
-        match self.evict {
-            Evict::None if counts.sessions >= self.capacity => Err(OpenError::Full),
-            Evict::None | Evict::Oldest => Ok(()),
-        }
+        self.evict.check(counts.sessions, self.capacity)
     }
 
     async fn put(&self, id: ClientSessionId, entry: Entry) {
@@ -257,7 +250,7 @@ impl SessionStore for MemoryStore {
         {
             let mut counts = lock(&self.counts);
             counts.clients.check_held(client)?;
-            self.check_capacity(&counts)?;
+            self.evict.check(counts.sessions, self.capacity)?;
             counts.add(&entry);
         }
         self.put(id, entry).await;

@@ -200,11 +200,7 @@ impl Near {
         self.judge(&counts, client)?;
         counts.sessions += 1;
         counts.clients.open(client);
-        Ok(Reservation {
-            near: self,
-            client,
-            is_kept: false,
-        })
+        Ok(Reservation::new(self, client))
     }
 
     /// How many of `backend` on `route` are near.
@@ -219,26 +215,15 @@ impl Near {
     ) -> Result<Reservation<'_>, OpenError> {
         let mut counts = lock(&self.counts);
         counts.clients.check_held(client)?;
-        self.check_capacity(&counts)?;
+        self.evict.check(counts.sessions, self.capacity)?;
         counts.sessions += 1;
         counts.clients.add(client);
-        Ok(Reservation {
-            near: self,
-            client,
-            is_kept: false,
-        })
+        Ok(Reservation::new(self, client))
     }
 
     fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         counts.clients.check(client)?;
-        self.check_capacity(counts)
-    }
-
-    fn check_capacity(&self, counts: &Counts) -> Result<(), OpenError> {
-        match self.evict {
-            Evict::None if counts.sessions >= self.capacity => Err(OpenError::Full),
-            Evict::None | Evict::Oldest => Ok(()),
-        }
+        self.evict.check(counts.sessions, self.capacity)
     }
 }
 
@@ -250,7 +235,16 @@ pub(super) struct Reservation<'n> {
     is_kept: bool,
 }
 
-impl Reservation<'_> {
+impl<'n> Reservation<'n> {
+    /// Of a session that is counted.
+    fn new(near: &'n Near, client: Option<ClientNetwork>) -> Self {
+        Self {
+            near,
+            client,
+            is_kept: false,
+        }
+    }
+
     /// Keeps what the store said of a session that was opened here.
     pub(super) async fn keep(
         mut self,
