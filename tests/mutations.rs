@@ -43,8 +43,7 @@ fn each_broken_rule_fails_a_test() {
             let (name, rule) = describe(mutation);
             let noticed = failed.as_deref().unwrap_or("-");
             println!("{name:29} {rule:74} {noticed}");
-            let must_fail = !matches!(mutation, None | Some(Mutation::Nothing));
-            if failed.is_some() != must_fail {
+            if failed.is_some() != must_fail(mutation) {
                 let mut mistakes = mistakes.lock().unwrap_or_else(PoisonError::into_inner);
                 mistakes.push(format!("{name}: {noticed}"));
             }
@@ -98,6 +97,10 @@ fn build() -> Vec<(&'static str, PathBuf)> {
     FILES.map(|file| (file, program_of(file))).into()
 }
 
+fn must_fail(mutation: Option<Mutation>) -> bool {
+    !matches!(mutation, None | Some(Mutation::Nothing))
+}
+
 fn describe(mutation: Option<Mutation>) -> (String, String) {
     let Some(mutation) = mutation else {
         return ("(none)".to_owned(), "the real proxy".to_owned());
@@ -117,7 +120,12 @@ fn first_failure(programs: &mut [(&str, PathBuf)], mutation: Option<Mutation>) -
             Some(_) => command.env(VARIABLE, describe(mutation).0),
             None => command.env_remove(VARIABLE),
         };
-        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        if must_fail(mutation) {
+            command.stderr(Stdio::null());
+        } else {
+            command.arg("--nocapture");
+        }
+        command.stdout(Stdio::piped());
         let mut running = command.spawn().unwrap();
         let Ok(failed) = failure_of(&mut running) else {
             panic!("a test of {file} hangs under {mutation:?}: it lacks its `within`");

@@ -17,7 +17,7 @@ pub mod tls;
 pub mod typescript;
 pub mod wire;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::IntoRawFd;
 use std::sync::{Arc, Mutex};
@@ -351,17 +351,16 @@ pub async fn raw_in_turn(proxy: SocketAddr, requests: &[&str]) -> Vec<String> {
     answers
 }
 
-/// An address where nothing listens: it was bound a moment ago and is free again. Each is given once,
-/// as two proxies that begin on one at the same time would take each other for themselves.
+/// An address where nothing listens, for whoever is told of it to do so. The system gives it to
+/// nobody else for a minute, in no process, as a connection that was closed there waits (TIME_WAIT).
 pub fn unused_address() -> SocketAddr {
-    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
-    loop {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = socket.local_addr().unwrap();
-        if GIVEN.lock().unwrap().insert(address) {
-            return address;
-        }
-    }
+    let listener = std::net::TcpListener::bind(LOOPBACK).unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = std::net::TcpStream::connect(address).unwrap();
+    let (closed_first, _) = listener.accept().unwrap();
+    drop(closed_first);
+    drop(client);
+    address
 }
 
 pub const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
