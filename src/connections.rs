@@ -228,7 +228,9 @@ enum Awaited {
     Request,
     /// The same, since before.
     Byte,
-    /// The rest of its header.
+    /// The rest of its header, from now on.
+    Rest,
+    /// The same, since before.
     Header,
     Nothing,
 }
@@ -269,10 +271,7 @@ impl ClientStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.is_awaited(Awaited::Request) {
-            self.wait_for(Awaited::Byte);
             self.received = 0;
-            self.limit(self.idle);
-            self.idle = self.timeouts.keep_alive.0;
         }
         // Had the header been complete, it would not be awaited any more.
         if self.received > self.max_header_size && !self.is_http_2 {
@@ -281,6 +280,7 @@ impl ClientStream {
         let before = buffer.filled().len();
         match self.poll_stream(context, buffer) {
             Poll::Pending => {
+                self.begin_to_wait();
                 task::ready!(self.deadline.as_mut().poll(context));
                 match self.is_awaited(Awaited::Byte) {
                     // For who reads, the client has closed.
@@ -309,9 +309,9 @@ impl ClientStream {
     }
 
     fn receive(&mut self, bytes: usize) {
-        if bytes > 0 && self.is_awaited(Awaited::Byte) {
-            self.wait_for(Awaited::Header);
-            self.limit(self.timeouts.header.0);
+        if bytes > 0 && (self.is_awaited(Awaited::Request) || self.is_awaited(Awaited::Byte)) {
+            self.wait_for(Awaited::Rest);
+            self.idle = self.timeouts.keep_alive.0;
         }
         self.received += bytes as u64;
         // What follows in HTTP/2 is bounded by Pingora's own idle timeout.
@@ -320,8 +320,19 @@ impl ClientStream {
         }
     }
 
-    fn limit(&mut self, time: Duration) {
-        self.deadline.as_mut().reset(Instant::now() + time);
+    /// Sets the limit of what is awaited from now on. A header that comes whole needs none, and the
+    /// limits of the waits for requests only ever move on, which is cheap.
+    fn begin_to_wait(&mut self) {
+        let limit = if self.is_awaited(Awaited::Request) {
+            self.wait_for(Awaited::Byte);
+            self.idle
+        } else if self.is_awaited(Awaited::Rest) {
+            self.wait_for(Awaited::Header);
+            self.timeouts.header.0
+        } else {
+            return;
+        };
+        self.deadline.as_mut().reset(Instant::now() + limit);
     }
 
     /// Gives the connection to who has it refused, and reads no more until it is dropped for that.
