@@ -36,11 +36,17 @@ use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 /// # Errors
 /// An address cannot be listened on, or the access log not be written.
 pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
-    let Settings { server, mut mcp } = settings;
+    let Settings {
+        mut server,
+        mut mcp,
+    } = settings;
     let file = options.conf.take();
     let access_log = AccessLog::open(mcp.access_log.clone()).map_err(StartError::AccessLog)?;
     let settings = mcp.drain;
     let fixed = Fixed::of(&server, &mcp);
+    // One thread has nobody to take work from. On a runtime that does not try, a request costs it a
+    // seventh less.
+    server.work_stealing &= server.threads > 1;
     let sockets = match options.upgrade {
         true => None,
         false => Some(bind(&mcp)?),
