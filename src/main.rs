@@ -5,9 +5,15 @@ mod logging;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
+use mimalloc::MiMalloc;
 use pingora_core::server::configuration::Opt;
 use pingora_mcp::config::Settings;
 use pingora_mcp::server;
+
+/// It takes a tenth less of the processor than the system's, and less memory once streams have come and
+/// gone.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// An edge proxy for MCP servers, on Cloudflare's Pingora.
 #[derive(Parser)]
