@@ -58,8 +58,8 @@ pub struct Exchange {
     pub(crate) body_length: u64,
     // Written by `another_backend`.
     pub(crate) unreachable: Vec<BackendName>,
-    // Written by `from_backend`; by `admit`, `held_answer` and `session_lost` where they find the
-    // session lost, and by `client_left`.
+    // Written by `from_backend`; by `admit`, `judge`, `held_answer` and `session_lost` where they find
+    // the session lost, and by `client_left`.
     pub(crate) outcome: SessionOutcome,
     pub(crate) is_stream: bool,
     // Written when the backend's answer goes to the client, where somebody observes.

@@ -214,10 +214,22 @@ impl Gateway {
             exchange.stream = Some(stream);
         }
         let Some(policy) = exchange.policy() else {
+            self.check_backend(exchange).await?;
             return Ok(Admission::Forward);
         };
         policy.judge_headers(&request.headers, length)?;
         Ok(Admission::Judge)
+    }
+
+    /// Refuses a bound request whose backend is down. After all other checks: the one that is let
+    /// through to try the backend has to go there, or nobody tries it for a while.
+    async fn check_backend(&self, exchange: &mut Exchange) -> Result<(), Rejection> {
+        let backend = exchange.backend.as_ref();
+        if backend.is_none_or(|backend| backend.may_be_asked()) {
+            return Ok(());
+        }
+        let lost = self.session_lost(exchange).await;
+        Err(lost.unwrap_or(Rejection::BackendUnreachable))
     }
 
     /// The session era's own checks, and the lookup of the session.
@@ -268,12 +280,6 @@ impl Gateway {
             }
             found => found?,
         };
-        if !backend.may_be_asked() {
-            return Err(match backend.is_lost(self.lost_after) {
-                true => self.forget(id, &binding, exchange).await,
-                false => Rejection::BackendUnreachable,
-            });
-        }
         if is_missing {
             self.adopt(id, &binding, route, exchange).await;
         }
@@ -306,13 +312,16 @@ impl Gateway {
     /// # Errors
     /// The refusal to answer with: [`Rejection::answer_to`] the exchange's
     /// [`request_id`](Exchange::request_id).
-    pub fn judge(
+    pub async fn judge(
         &self,
         request: &RequestHeader,
         body: Option<&[u8]>,
         exchange: &mut Exchange,
     ) -> Result<(), Rejection> {
-        let judged = judge_body(request, body, exchange);
+        let judged = match judge_body(request, body, exchange) {
+            Ok(()) => self.check_backend(exchange).await,
+            refused => refused,
+        };
         exchange.is_judged = judged.is_ok();
         judged.map_err(|rejection| exchange.refuse(rejection))
     }

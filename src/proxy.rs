@@ -333,7 +333,7 @@ pub async fn judge(
     let late = |_| Error::new(ErrorType::ReadTimedout);
     let body = read.map_err(late).flatten().map_err(Error::into_down)?;
     let judged = gateway.judge(session.req_header(), body.as_deref(), exchange);
-    let Err(rejection) = judged else {
+    let Err(rejection) = judged.await else {
         return Ok(false);
     };
     let (header, body) = rejection.answer_to(exchange.request_id())?;

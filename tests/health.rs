@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures::future::join_all;
+use http::Method;
 use rmcp::model::{CallToolRequestParams, ClientConfig};
 use rmcp::service::RunningService;
 use rmcp::transport::StreamableHttpClientTransport;
@@ -165,6 +166,44 @@ async fn what_is_down_is_left_alone_and_refused_at_once_across_a_reload_too() {
         open_session(&url).await;
     }
     assert_eq!(back.seen().len(), 0, "its time has not come");
+}
+
+#[tokio::test]
+async fn what_is_refused_here_does_not_count_as_the_one_that_tries_a_backend() {
+    let first = Backend::start(|request| match request.method {
+        Method::GET => support::answer(405, &[], ""),
+        _ => support::answer(200, &[("mcp-session-id", "id")], "{}"),
+    })
+    .await;
+    // Who tries it has an hour to find out, and nobody else is let through in that.
+    let route = route(&[first.address])
+        + "      timeouts: { connect: 1h, pool_idle: 1ms }\n      \
+           health: { max_failures: 1, backoff: 1ms, max_backoff: 1ms }\n      \
+           methods: { deny: [tools/list] }\n      \
+           compatibility: { get_405_memory: 1h }\n";
+    let proxy = Proxy::with(&route);
+    let url = proxy.url("/mcp");
+    let id = open_session(&url).await;
+    let listen = async || {
+        let get = reqwest::Client::new().get(&url);
+        let get = get.header("accept", "text/event-stream");
+        get.header("mcp-session-id", &id).send().await.unwrap()
+    };
+    assert_eq!(listen().await.status(), 405);
+    let address = first.address;
+    first.stop().await;
+    assert_eq!(ask(&url, &id).await.status(), 502);
+
+    let _back = Backend::at(address, "id").await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(listen().await.status(), 405);
+    let denied = post(&url).header("mcp-session-id", &id);
+    let denied = denied.body(r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#);
+    assert_eq!(denied.send().await.unwrap().status(), 403);
+    within("the one that tries it", async {
+        while ask(&url, &id).await.status() != 200 {}
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ fn forward(
     let gateway = &*GATEWAY;
     if is_judged {
         assert!(gateway.route(exchange).is_err(), "it is not judged yet");
-        gateway.judge(request, Some(body), exchange)?;
+        now(gateway.judge(request, Some(body), exchange))?;
     }
     gateway.route(exchange)?;
     let mut sent = request.clone();
