@@ -378,6 +378,19 @@ async fn a_tcp_probe_is_a_connection_and_no_request() {
     open_session(&proxy.url("/mcp")).await;
 }
 
+#[tokio::test]
+async fn what_is_down_is_probed_as_often_as_it_would_be_tried_and_one_good_probe_is_enough() {
+    let address = support::unused_address();
+    let probe =
+        "      health: { max_backoff: 5ms, probe: { kind: tcp, interval: 1h, unhealthy: 1 } }\n";
+    let mut proxy = ProxyProcess::start(&(route(&[address]) + probe)).await;
+    assert!(proxy.until(|log| log.contains("is down: ")).await);
+    let _backend = Backend::at(address, "id").await;
+    assert!(proxy.until(|log| log.contains("is up: ")).await);
+    let id = open_session(&proxy.url("/mcp")).await;
+    assert_eq!(ask(&proxy.url("/mcp"), &id).await.status(), 200);
+}
+
 /// A real MCP server in a process of its own, until it is dropped: this program again.
 struct Server {
     address: SocketAddr,

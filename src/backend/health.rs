@@ -22,7 +22,7 @@ pub(crate) struct HealthSettings {
     max_failures: Count,
     /// How long a backend that is down is left alone before a request tries it again.
     backoff: Period,
-    /// The longest of these times, which double with each try.
+    /// The longest of these times, which double with each try; and of those between two probes.
     max_backoff: Period,
     /// How long a backend that comes back, or is new, is given less than its share.
     slow_start: Limit,
@@ -34,8 +34,9 @@ impl Default for HealthSettings {
     fn default() -> Self {
         Self {
             max_failures: Count(3),
-            backoff: Period(Duration::from_secs(1)),
-            max_backoff: Period(Duration::from_secs(10)),
+            // A try is a connect. What waits for it is answered 502, which clients give up on.
+            backoff: Period(Duration::from_millis(100)),
+            max_backoff: Period(Duration::from_secs(2)),
             slow_start: Limit(Some(Duration::from_secs(30))),
             probe: ProbeSettings::default(),
         }
@@ -59,7 +60,8 @@ pub(crate) struct Health {
 struct State {
     down: Option<Down>,
     is_probed: bool,
-    next_probe: Option<Instant>,
+    /// When the last probe ended.
+    probed_at: Option<Instant>,
     /// Probes in a row that say otherwise than what is believed.
     against: u64,
 }
@@ -188,9 +190,14 @@ impl Health {
     }
 
     /// Whether a probe is to be sent now. Then [`probed`](Self::probed) must follow.
-    pub(super) fn is_probe_due(&self) -> bool {
+    pub(super) fn is_probe_due(&self, settings: &HealthSettings) -> bool {
         let mut state = self.lock();
-        let is_due = state.next_probe.is_none_or(|next| next <= Instant::now());
+        let interval = match state.down {
+            // As soon as a request would try it.
+            Some(_) => settings.probe.interval.0.min(settings.max_backoff.0),
+            None => settings.probe.interval.0,
+        };
+        let is_due = state.probed_at.is_none_or(|at| at.elapsed() >= interval);
         let begins = is_due && !state.is_probed;
         state.is_probed |= begins;
         begins
@@ -201,7 +208,7 @@ impl Health {
         let probe = &settings.probe;
         let mut state = self.lock();
         state.is_probed = false;
-        state.next_probe = Some(Instant::now() + probe.interval.0);
+        state.probed_at = Some(Instant::now());
         let is_down = state.down.is_some();
         if lives != is_down {
             state.against = 0;

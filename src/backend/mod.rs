@@ -250,7 +250,8 @@ impl Backend {
 
     /// Whether it is to be probed now. Then [`probed`](Self::probed) must follow.
     pub(crate) fn is_probe_due(&self) -> bool {
-        self.health_settings().probe.is_on() && self.health.is_probe_due()
+        let settings = self.health_settings();
+        settings.probe.is_on() && self.health.is_probe_due(settings)
     }
 
     /// What a probe came to.

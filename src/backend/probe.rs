@@ -22,7 +22,7 @@ use crate::setting::{Count, Period, Text, parse, refuse};
 pub(crate) struct ProbeSettings {
     /// What is asked.
     kind: Kind,
-    /// From the end of one probe to the next.
+    /// From the end of one probe to the next; of a backend that is down, `max_backoff` at the most.
     pub(super) interval: Period,
     /// The longest that one may take.
     timeout: Period,
@@ -44,7 +44,7 @@ impl Default for ProbeSettings {
             kind: Kind::None,
             interval: Period(Duration::from_secs(10)),
             timeout: Period(Duration::from_secs(2)),
-            healthy: Count(2),
+            healthy: Count(1),
             unhealthy: Count(3),
             method: ProbeMethod::Get,
             path: None,
