@@ -66,7 +66,7 @@ impl Reaper {
             clamp(settings.max_per_second.0),
             clamp(settings.max_waiting.0),
         );
-        // A backend that hangs holds up its own sessions alone.
+        // A backend that hangs holds up its own sessions alone, and only so many of them.
         let mut places = HashMap::new();
         let mut told = JoinSet::new();
         let mut turns = interval(TURN);
@@ -75,14 +75,15 @@ impl Reaper {
             turns.tick().await;
             while told.try_join_next().is_some() {}
             places.retain(|_, places: &mut Arc<Semaphore>| Arc::strong_count(places) > 1);
-            for (session, claim) in teller.take(rate.min(most.saturating_sub(told.len()))).await {
+            for (session, claim) in teller.take(rate).await {
                 let backend = (session.route.clone(), session.backend.clone());
                 let places = places.entry(backend).or_insert_with(|| {
                     let most = clamp(settings.max_per_backend.0);
                     Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))
                 });
-                let places = Arc::clone(places);
-                told.spawn(Arc::clone(teller).tell(session, claim, places));
+                let waiting = Arc::strong_count(places) - 1;
+                let places = (waiting < most).then(|| Arc::clone(places));
+                told.spawn(Arc::clone(teller).end(session, claim, places));
             }
         }
     }
@@ -113,17 +114,44 @@ impl Teller {
         own.chain(abandoned.into_iter().map(claimed)).collect()
     }
 
-    /// Tells the backend of `session`, again where it is not reached: to end a session twice does no
-    /// harm (RFC 9110 9.2.2).
-    async fn tell(self: Arc<Self>, session: Binding, claim: Option<Claim>, places: Arc<Semaphore>) {
+    /// Has `session` ended at its backend, in one of the backend's `places`. Without, too many wait for
+    /// these.
+    async fn end(
+        self: Arc<Self>,
+        session: Binding,
+        claim: Option<Claim>,
+        places: Option<Arc<Semaphore>>,
+    ) {
         let authorization = match self.gateway.reaping() {
             Some(reaping) => reaping.take_authorization(&session).await,
             None => None,
         };
+        let outcome = match places {
+            Some(places) => self.tell(&session, authorization.as_ref(), &places).await,
+            None => Reaped::Dropped,
+        };
+        if let Some(metrics) = &self.metrics {
+            metrics.session_reaped(outcome);
+        }
+        if let Some(claim) = claim
+            && let Err(error) = self.gateway.store().settle(claim).await
+        {
+            log::debug!("ended session not settled: {error}");
+        }
+    }
+
+    /// Tells the backend of `session`, again where it is not reached: to end a session twice does no
+    /// harm (RFC 9110 9.2.2).
+    async fn tell(
+        &self,
+        session: &Binding,
+        authorization: Option<&HeaderValue>,
+        places: &Semaphore,
+    ) -> Reaped {
         let mut pauses = PAUSES.into_iter();
-        let outcome = loop {
+        loop {
             let place = places.acquire().await;
-            let told = self.try_to_tell(&session, authorization.as_ref()).await;
+            let told = self.try_to_tell(session, authorization).await;
             drop(place);
             match (told, pauses.next()) {
                 (Ok(outcome), _) => break outcome,
@@ -137,14 +165,6 @@ impl Teller {
                     sleep(pause).await;
                 }
             }
-        };
-        if let Some(metrics) = &self.metrics {
-            metrics.session_reaped(outcome);
-        }
-        if let Some(claim) = claim
-            && let Err(error) = self.gateway.store().settle(claim).await
-        {
-            log::debug!("ended session not settled: {error}");
         }
     }
 

@@ -238,6 +238,27 @@ async fn sessions_beyond_those_that_may_wait_are_counted_and_left() {
 }
 
 #[tokio::test]
+async fn a_backend_that_hangs_costs_only_its_own_sessions_their_end() {
+    let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = numbering_backend(200).await;
+    let addresses = [hanging.local_addr().unwrap(), other.address];
+    let bounds =
+        "  sessions: { idle_timeout: 1ms, reap: { max_per_backend: 1, max_waiting: 3 } }\n";
+    let proxy = Proxy::with(&(route(&addresses) + bounds));
+    for id in ["first", "second", "third"] {
+        put(&proxy.gateway, "b0", id).await;
+    }
+    let metrics = metrics();
+    let _reaping = proxy.reap(&metrics);
+    let (_hangs, request) = Wire::accept(&hanging).await;
+    assert!(request.starts_with("DELETE /mcp HTTP/1.1\r\n"), "{request}");
+    put(&proxy.gateway, "b1", "of-another").await;
+    until_counted(&metrics, "ended", 1).await;
+    put(&proxy.gateway, "b0", "one-too-many").await;
+    until_counted(&metrics, "dropped", 1).await;
+}
+
+#[tokio::test]
 async fn where_it_is_asked_for_the_clients_last_authorization_goes_along() {
     let backend = numbering_backend(200).await;
     let asked_for = "  sessions: { idle_timeout: 1s, reap: { authorization: true } }\n";

@@ -67,6 +67,8 @@ pub enum Reaped {
     Refused,
     /// It could not be told, or answered with an error.
     Failed,
+    /// It was not told, as too many waited.
+    Dropped,
 }
 
 impl Reaped {
@@ -76,6 +78,7 @@ impl Reaped {
             Self::Gone => "gone",
             Self::Refused => "refused",
             Self::Failed => "failed",
+            Self::Dropped => "dropped",
         }
     }
 }

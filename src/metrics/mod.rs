@@ -453,7 +453,7 @@ impl Metrics {
             }
         }
         self.sessions_reaped
-            .with_label_values(&["dropped"])
+            .with_label_values(&[Reaped::Dropped.name()])
             .inc_by(totals.reaps_dropped.saturating_sub(scraped.reaps_dropped));
         let dropped = totals.log_lines_dropped;
         self.log_lines_dropped

@@ -31,7 +31,8 @@ pub struct ReapSettings {
     pub max_per_backend: Count,
     /// The most sessions that are taken up in a second.
     pub max_per_second: Count,
-    /// The most sessions that wait; the backends of others are not told.
+    /// The most sessions that wait to be taken up, and then for one backend; the backends of others
+    /// are not told.
     pub max_waiting: Count,
     /// Whether a DELETE carries the last `Authorization` of the session's client.
     pub authorization: bool,
