@@ -35,15 +35,17 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let Settings {
         server: conf, mcp, ..
     } = Settings::load(&path)?;
-    let listeners = mcp.listeners.clone();
+    let (listeners, sessions) = (mcp.listeners.clone(), mcp.sessions.clone());
     let gateway = Arc::new(server::gateway(mcp));
     let certificates = server::certificate_watch(&listeners, Arc::clone(&gateway));
     let backends = server::backend_watch(&conf, Arc::clone(&gateway));
+    let streams = server::stream_watch(&sessions, Arc::clone(&gateway));
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     server.add_service(background_service("certificates", certificates));
     server.add_service(background_service("backends", backends));
+    server.add_service(background_service("streams", streams));
     if let Some(reaper) = Reaper::new(&server.configuration, Arc::clone(&gateway), None) {
         server.add_service(background_service("reaper", reaper));
     }

@@ -716,6 +716,15 @@ impl Gateway {
         }
     }
 
+    /// Restarts the idle time of a session that has a stream open.
+    pub(crate) async fn touch(&self, session: ClientSessionId) -> Result<(), StoreError> {
+        let binding = self.store.touch(session).await?;
+        if let (Some(reaping), Some(binding)) = (&self.reaping, binding) {
+            reaping.touch(&binding).await;
+        }
+        Ok(())
+    }
+
     /// Completes an answer for the client, whoever gave it.
     pub fn to_client(&self, response: &mut ResponseHeader, exchange: &Exchange) {
         if response.status.is_informational() {

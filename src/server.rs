@@ -28,6 +28,7 @@ use crate::session::{
     MemoryStore, RedisSettings, SessionSettings, SessionStore, SharedStore, StoreSettings,
 };
 use crate::setting::Most;
+use crate::stream_watch::StreamWatch;
 use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 
 /// Runs the proxy until a signal ends it. `options` are Pingora's own; the configuration file that
@@ -86,6 +87,8 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     pingora.add_service(background_service("certificates", watch));
     let watch = backend_watch(&pingora.configuration, Arc::clone(&gateway));
     pingora.add_service(background_service("backends", watch));
+    let watch = stream_watch(&sessions, Arc::clone(&gateway));
+    pingora.add_service(background_service("streams", watch));
     let reaper = Reaper::new(
         &pingora.configuration,
         Arc::clone(&gateway),
@@ -201,6 +204,13 @@ pub fn certificate_watch(listeners: &Listeners, gateway: Arc<Gateway>) -> Certif
 /// that is down stays so. A task for `pingora_core::services::background::background_service`.
 pub fn backend_watch(conf: &ServerConf, gateway: Arc<Gateway>) -> BackendWatch {
     BackendWatch::new(conf, gateway)
+}
+
+/// Keeps the sessions that have a stream open at `gateway`, whose store keeps them as `sessions` say.
+/// Without it, only requests count as a use of a session. A task for
+/// `pingora_core::services::background::background_service`.
+pub fn stream_watch(sessions: &SessionSettings, gateway: Arc<Gateway>) -> StreamWatch {
+    StreamWatch::new(sessions, gateway)
 }
 
 /// The admin listener as a service, to host in a Pingora server of your own. Its one thread is not

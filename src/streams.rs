@@ -39,6 +39,11 @@ impl Streams {
         self.all.held()
     }
 
+    /// The sessions that have any.
+    pub(crate) fn sessions_now(&self) -> Vec<ClientSessionId> {
+        self.sessions().keys().copied().collect()
+    }
+
     /// Ends all open streams in order: a client sees its body complete, and may come back. One
     /// that is opened later ends at once.
     pub fn end(&self) {

@@ -26,6 +26,7 @@ const LAYERS: &[&str] = &[
     "exchange",
     "gateway",
     "backend_watch",
+    "stream_watch",
     "reaper",
     "drain",
     "observe",

@@ -5,13 +5,16 @@
 mod demo;
 mod support;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
+use axum::body::{Body, Bytes};
 use demo::demo_server;
+use futures::stream::pending;
 use http::{HeaderValue, Method};
 use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::metrics::{Metrics, MetricsSettings, Now, Totals};
@@ -58,6 +61,27 @@ async fn the_backend_of_an_idle_session_is_told_once_by_its_own_id_and_with_the_
     assert_eq!(first.header("host"), Some(host.as_str()));
     assert_eq!(first.header("authorization"), None);
     assert_eq!(first.header("mcp-protocol-version"), None);
+}
+
+#[tokio::test]
+async fn a_client_that_only_listens_uses_its_session() {
+    let backend = numbering_backend(200).await;
+    let idle = "  sessions: { idle_timeout: 2s }\n";
+    let proxy = ProxyProcess::start(&(route(&[backend.address]) + idle)).await;
+    let url = proxy.url("/mcp");
+    let listening = open_session(&url).await;
+    let listen = reqwest::Client::new().get(&url);
+    let listen = listen.header("accept", "text/event-stream");
+    let stream = listen.header("mcp-session-id", &listening).send().await;
+    assert_eq!(stream.as_ref().unwrap().status(), 200);
+    for count in [1, 2] {
+        open_session(&url).await;
+        until_deleted(&backend, count).await;
+    }
+    assert_eq!(ids(&deletes(&backend)), ["session-1", "session-2"]);
+    assert_eq!(ask(&url, &listening).await.status(), 200);
+    drop(stream);
+    until_deleted(&backend, 3).await;
 }
 
 #[tokio::test]
@@ -338,12 +362,17 @@ async fn the_shipped_proxy_ends_sessions_and_tells_no_log_of_it() {
     }
 }
 
-/// A backend whose sessions are `session-0`, `session-1` and so on, and that answers a DELETE with
-/// `status`.
+/// A backend whose sessions are `session-0`, `session-1` and so on, that answers a DELETE with
+/// `status`, and a GET with a stream on which nothing comes.
 async fn numbering_backend(status: u16) -> Backend {
     let opened = counter();
     Backend::start(move |request: Seen| match request.method {
         Method::DELETE => answer(status, &[], ""),
+        Method::GET => {
+            let events = pending::<Result<Bytes, Infallible>>();
+            let headers = [("content-type", "text/event-stream")];
+            answer(200, &headers, Body::from_stream(events))
+        }
         _ if request.header("mcp-session-id").is_some() => answer(200, &[], "{}"),
         _ => {
             let id = format!("session-{}", opened.fetch_add(1, Ordering::SeqCst));

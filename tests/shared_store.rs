@@ -159,6 +159,24 @@ async fn idle_time_is_refreshed_at_most_each_quarter_of_it() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_in_use_without_a_request_is_refreshed_at_once_and_goes_on_in_an_outage()
+{
+    let mut redis = Redis::start().await;
+    let store = store(&redis.url(), "");
+    let id = connected(&store).await;
+    let before = redis.scripts().await;
+    for _ in 0..3 {
+        assert_eq!(store.touch(id).await, Ok(Some(binding(0))));
+    }
+    assert_eq!(redis.scripts().await, before + 3);
+    redis.kill().await;
+    until("it is away", || !store.is_reached()).await;
+    assert_eq!(store.touch(id).await, Ok(Some(binding(0))));
+    let unknown = ClientSessionId::mint();
+    assert_eq!(store.touch(unknown).await, Err(StoreError));
+}
+
+#[tokio::test]
 async fn what_the_server_saves_shows_no_id_of_either_side() {
     let redis = Redis::with(&["rdbcompression no"]).await;
     let store = store(&redis.url(), "");

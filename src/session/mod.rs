@@ -138,6 +138,15 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
     /// The store cannot be reached: whether `id` is bound is not known, which is not `None`.
     async fn find(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError>;
 
+    /// The same for a session that is in use without a request, as a stream is open: what
+    /// [`find`](Self::find) may leave for later is done when this returns.
+    ///
+    /// # Errors
+    /// As `find`.
+    async fn touch(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError> {
+        self.find(id).await
+    }
+
     /// Forgets `id`. One that is not bound is no error.
     ///
     /// # Errors

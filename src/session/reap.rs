@@ -194,6 +194,13 @@ impl Reaping {
         }
     }
 
+    /// Keeps for longer what is kept for `session`, which is in use.
+    pub(crate) async fn touch(&self, session: &Binding) {
+        if let Some(kept) = &self.authorizations {
+            kept.get(&whose(session)).await;
+        }
+    }
+
     /// What is kept for `session`, and from now on no more.
     pub(crate) async fn take_authorization(&self, session: &Binding) -> Option<HeaderValue> {
         self.authorizations.as_ref()?.remove(&whose(session)).await

@@ -281,6 +281,13 @@ impl SessionStore for SharedStore {
         Ok(Some(entry.binding.clone()))
     }
 
+    async fn touch(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError> {
+        match self.0.near.get(id).await {
+            Some(entry) if self.0.link.is_away() => Ok(Some(entry.binding.clone())),
+            Some(_) | None => self.ask(id).await,
+        }
+    }
+
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {
         let Shared { near, codec, .. } = &*self.0;
         near.remove(id).await;
