@@ -649,7 +649,7 @@ async fn a_store_that_refuses_a_command_is_reached_and_the_log_says_what_it_refu
     let line = "the session store refuses what it is asked: it answers ";
     let is_said = fleet.proxy.until(|log| log.contains(line));
     assert!(is_said.await);
-    assert_eq!(fleet.ready().await, 200);
+    assert!(fleet.says_store().await);
     fleet.redis.ask::<()>("ACL SETUSER default +zscore").await;
     assert_eq!(ask(&url, &far).await.status(), 200);
     let log = fleet.proxy.log();
@@ -692,7 +692,7 @@ async fn a_full_store_refuses_new_sessions_and_finds_those_that_are_there() {
     assert_eq!(refused.status(), 503);
     assert!(header(refused.headers(), "retry-after").is_some());
     assert_eq!(ask(&url, &far).await.status(), 200);
-    assert_eq!(fleet.ready().await, 200);
+    assert!(fleet.says_store().await);
     // From the first refusal on, no backend opens a session in vain.
     let asked = fleet.backend.seen().len();
     let begun = Instant::now();
@@ -721,13 +721,13 @@ async fn sessions_that_the_store_has_lost_start_over() {
 }
 
 #[tokio::test]
-async fn a_proxy_starts_without_its_store_and_is_ready_when_that_is_there() {
+async fn a_proxy_starts_without_its_store_and_uses_it_when_that_is_there() {
     let mut redis = Redis::with(&["requirepass s3cret"]).await;
     redis.kill().await;
     let mut fleet = Fleet::of(redis).await;
     let url = fleet.proxy.url("/mcp");
     within("its first try", async {
-        while fleet.ready().await != 503 {
+        while fleet.says_store().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -739,7 +739,7 @@ async fn a_proxy_starts_without_its_store_and_is_ready_when_that_is_there() {
     }
     fleet.redis.restart().await;
     within("the store", async {
-        while fleet.ready().await != 200 {
+        while !fleet.says_store().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -750,6 +750,35 @@ async fn a_proxy_starts_without_its_store_and_is_ready_when_that_is_there() {
     // What is under way ends before the process, and the process with it.
     fleet.proxy.signal("TERM");
     assert_eq!(fleet.proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn where_it_is_asked_for_a_proxy_whose_store_is_away_is_not_ready() {
+    let admin = unused_address();
+    let yaml = format!(
+        "{}  sessions: {{ store: {{ redis: {{ url: redis://{}, keys: [{OLD}], unready_when_away: true }} }} }}\n  \
+         admin: {{ address: {admin} }}\n",
+        route(&[unused_address()]),
+        unused_address(),
+    );
+    let _proxy = ProxyProcess::start(&yaml).await;
+    within("'store' at /readyz", async {
+        while readiness(admin).await != (503, "store\n".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let status = reqwest::get(format!("http://{admin}/status"))
+        .await
+        .unwrap();
+    let page = status.text().await.unwrap();
+    assert!(page.contains("The session store is away."), "{page}");
+}
+
+async fn readiness(admin: SocketAddr) -> (u16, String) {
+    let answer = reqwest::get(format!("http://{admin}/readyz")).await;
+    let answer = answer.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
 /// Two proxies that share a store.
@@ -797,13 +826,15 @@ impl Fleet {
         open_session(&self.elsewhere.url("/mcp")).await
     }
 
-    async fn ready(&self) -> u16 {
-        let url = format!("http://{}/readyz", self.admin);
-        let answer = reqwest::get(url).await.unwrap();
-        let status = answer.status().as_u16();
-        let body = answer.text().await.unwrap();
-        assert_eq!(body, if status == 200 { "ready\n" } else { "store\n" });
-        status
+    /// Whether the proxy says that its store is there, too. It is ready in any case.
+    async fn says_store(&self) -> bool {
+        let (status, body) = readiness(self.admin).await;
+        assert_eq!(status, 200);
+        match body.as_str() {
+            "ready\n" => true,
+            "ready, but the session store is away\n" => false,
+            _ => panic!("{body}"),
+        }
     }
 
     async fn metrics(&self) -> String {
@@ -818,8 +849,8 @@ impl Fleet {
         assert_eq!(unknown.status(), 503);
         assert!(header(unknown.headers(), "retry-after").is_some());
         assert_eq!(ask(&url, near).await.status(), 200);
-        within("'store' at /readyz", async {
-            while self.ready().await != 503 {
+        within("the word of it at /readyz", async {
+            while self.says_store().await {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
@@ -840,7 +871,7 @@ impl Fleet {
     async fn is_back(&mut self, near: &str, far: &str) {
         let url = self.proxy.url("/mcp");
         within("the store", async {
-            while self.ready().await != 200 {
+            while !self.says_store().await {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })

@@ -24,7 +24,7 @@ use super::Observer;
 use super::status::Status;
 use crate::gateway::{Gateway, authority};
 use crate::host::{HostPolicy, Reach};
-use crate::session::SessionSettings;
+use crate::session::{SessionSettings, StoreSettings};
 use crate::setting::{Address, parse};
 
 /// `mcp.admin` in the configuration file.
@@ -130,7 +130,11 @@ impl Admin {
         if *self.is_ending.borrow() {
             return Some("draining");
         }
-        (!self.gateway.store().is_reached()).then_some("store")
+        let StoreSettings::Redis(redis) = &self.sessions.store else {
+            return None;
+        };
+        let is_away = redis.unready_when_away && !self.gateway.store().is_reached();
+        is_away.then_some("store")
     }
 
     async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
@@ -143,7 +147,10 @@ impl Admin {
         match path {
             "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
             "/readyz" => match self.unready() {
-                None => Answer::text(StatusCode::OK, "ready\n"),
+                None if self.gateway.store().is_reached() => {
+                    Answer::text(StatusCode::OK, "ready\n")
+                }
+                None => Answer::text(StatusCode::OK, "ready, but the session store is away\n"),
                 Some(reason) => {
                     Answer::text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"))
                 }

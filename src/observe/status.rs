@@ -20,6 +20,7 @@ pub(super) struct Status {
     ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_ready_because: Option<&'static str>,
+    store_reached: bool,
     sessions: SessionsStatus,
     connections: ConnectionsStatus,
     open_streams: usize,
@@ -99,6 +100,7 @@ impl Status {
             uptime_seconds: uptime.as_secs(),
             ready: not_ready_because.is_none(),
             not_ready_because,
+            store_reached: gateway.store().is_reached(),
             sessions: SessionsStatus {
                 live: census.live,
                 capacity: sessions.capacity.0,
@@ -149,6 +151,9 @@ impl Status {
                     Escaped(reason)
                 )?;
             }
+        }
+        if !self.store_reached {
+            page.push_str("<p class=bad>The session store is away.</p>");
         }
         page.push_str("<dl>");
         let live = sessions

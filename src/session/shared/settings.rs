@@ -23,6 +23,8 @@ pub struct RedisSettings {
     pub(super) prefix: Prefix,
     /// How long an operation may take.
     pub(super) timeout: Period,
+    /// Whether the proxy is not ready while the store is away.
+    pub(crate) unready_when_away: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,6 +198,8 @@ struct RedisSection {
     prefix: Prefix,
     #[serde(default = "default_timeout")]
     timeout: Period,
+    #[serde(default)]
+    unready_when_away: bool,
 }
 
 #[derive(Deserialize)]
@@ -256,6 +260,7 @@ impl TryFrom<RedisSection> for RedisSettings {
             keys: section.keys.0,
             prefix: section.prefix,
             timeout: section.timeout,
+            unready_when_away: section.unready_when_away,
         })
     }
 }
