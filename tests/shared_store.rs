@@ -177,6 +177,25 @@ async fn a_session_that_is_in_use_without_a_request_is_refreshed_at_once_and_goe
 }
 
 #[tokio::test]
+async fn a_use_that_the_server_is_not_told_of_costs_nothing_of_the_idle_time() {
+    let redis = Redis::start().await;
+    let store = store(&redis.url(), "idle_timeout: 1h");
+    let before = Opened::now().milliseconds();
+    connected(&store).await;
+    let minutes = |count: u64| count * 60 * 1000;
+    let mut due = Vec::new();
+    for shard in 0..16 {
+        let list = format!("ZRANGE pmcp:{{{shard}}}:due 0 -1 WITHSCORES");
+        due.extend(redis.ask::<Vec<(String, u64)>>(&list).await);
+    }
+    assert!(!due.is_empty());
+    for (_, due) in due {
+        // Up to a quarter may have passed before it is told of a use again.
+        assert!(due >= before + minutes(75), "{due}");
+    }
+}
+
+#[tokio::test]
 async fn what_the_server_saves_shows_no_id_of_either_side() {
     let redis = Redis::with(&["rdbcompression no"]).await;
     let store = store(&redis.url(), "");
@@ -929,12 +948,12 @@ struct Entry {
 
 impl Entry {
     fn must_be_gone(&self, now: Instant) -> bool {
-        now >= self.used.1 + IDLE || now >= self.opened.1 + LIFETIME
+        now >= self.used.1 + IDLE * 5 / 4 || now >= self.opened.1 + LIFETIME
     }
 
-    /// Its idle time may have been refreshed a quarter of it before it was last used.
+    /// Its idle time, and a quarter, may have been refreshed a quarter before it was last used.
     fn may_be_gone(&self, now: Instant) -> bool {
-        now >= self.used.0 + IDLE * 3 / 4 || now >= self.opened.0 + LIFETIME
+        now >= self.used.0 + IDLE || now >= self.opened.0 + LIFETIME
     }
 }
 

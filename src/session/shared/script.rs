@@ -18,15 +18,17 @@ use crate::session::SessionSettings;
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     prefix: String,
+    /// With the time that a use may be left unsaid for.
     idle: u64,
     lifetime: u64,
 }
 
 impl Place {
     pub(super) fn new(prefix: &str, settings: &SessionSettings) -> Self {
+        let idle = milliseconds(settings.idle_timeout.0).max(1);
         Self {
             prefix: prefix.to_owned(),
-            idle: milliseconds(settings.idle_timeout.0).max(1),
+            idle: idle.saturating_add(idle / 4),
             lifetime: milliseconds(settings.lifetime.0).max(1),
         }
     }
