@@ -162,9 +162,9 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::
     Ok(address)
 }
 
-/// A connection keeps its buffer for as long as it is open, and Pingora's of 64 KiB would be most of what
-/// an idle stream takes. What is read of a body does not go through it.
-const READ_BUFFER: usize = 4 * 1024;
+/// None: headers and bodies are read into buffers of their own. A connection would keep this one, by
+/// default of 64 KiB, for as long as it is open.
+const READ_BUFFER: usize = 0;
 
 /// A TLS record, which is read in pieces.
 const TLS_READ_BUFFER: usize = 16 * 1024;
