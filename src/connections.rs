@@ -95,13 +95,9 @@ impl<A> Connections<A> {
     }
 }
 
-#[async_trait]
-impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
-    async fn process_new(
-        self: &Arc<Self>,
-        stream: Stream,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
+impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
+    /// Serves a connection to its end.
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
         // Not the rules themselves: a connection that stays open would keep them, too.
         let (timeouts, max_header_size) = {
             let rules = self.gateway.rules();
@@ -109,10 +105,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         };
         let Some(held) = self.load.connections.hold() else {
             let stream = self.shake_hands(stream, timeouts.tls_handshake.0);
-            Box::pin(self.refuse(stream, Rejection::ConnectionsFull)).await;
-            return None;
+            return Box::pin(self.refuse(stream, Rejection::ConnectionsFull)).await;
         };
-        let stream = self.shake_hands(stream, timeouts.tls_handshake.0).await?;
+        let Some(stream) = self.shake_hands(stream, timeouts.tls_handshake.0).await else {
+            return;
+        };
         let app = Watched::new(&self.app, timeouts.keep_alive.0, max_header_size);
         let app = Arc::new(app);
         let (give_up, given_up) = oneshot::channel();
@@ -135,6 +132,20 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
             Ok((stream, rejection)) = given_up => Box::pin(self.refuse(ready(Some(stream)), rejection)).await,
             _ = app.process_new(Box::new(stream), shutdown) => {}
         }
+    }
+}
+
+#[async_trait]
+impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
+    /// Pingora's task has room for a TLS handshake of its own, 9 KiB that would be held to the end of
+    /// the connection. So it ends here.
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let (connections, shutdown) = (Arc::clone(self), shutdown.clone());
+        tokio::spawn(async move { connections.serve(stream, &shutdown).await });
         None
     }
 
