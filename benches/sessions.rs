@@ -7,39 +7,42 @@
 //!
 //! The shared store is measured where `redis-server` is installed.
 
+mod support;
+
 use std::alloc::System;
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use futures::FutureExt;
-use http::HeaderValue;
-use pingora_mcp::backend::BackendName;
-use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
-use pingora_mcp::route::RoutePath;
+use pingora_mcp::mcp::ClientSessionId;
 use pingora_mcp::session::{
-    Binding, MemoryStore, Opened, Seals, SessionSettings, SessionStore, SharedStore, StoreSettings,
+    MemoryStore, Seals, SessionSettings, SessionStore, SharedStore, StoreSettings,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use support::store::{Filled, Template, unbounded};
+use support::time;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-criterion_group!(benches, sessions, seals, shared);
+criterion_group! {
+    name = benches;
+    config = time::criterion();
+    targets = sessions, seals, shared
+}
 criterion_main!(benches);
 
 fn sessions(criterion: &mut Criterion) {
-    let template = Template::new();
-    // The larger first, in a process whose memory nothing else has used.
-    for count in [1_000_000, 1_000] {
+    // The largest first, in a process whose memory nothing else has used.
+    for count in [1_000_000, 100_000, 10_000, 1_000] {
         let before = resident();
         let region = Region::new(ALLOCATOR);
-        let store = MemoryStore::new(settings());
-        let ids: Vec<_> = (0..count).map(|_| template.open(&store)).collect();
+        let filled = Filled::new(count);
         let change = region.change();
         // The list of ids is the benchmark's own.
-        let list = std::mem::size_of_val(&*ids);
+        let list = std::mem::size_of_val(&*filled.ids);
         let allocated = change.bytes_allocated - change.bytes_deallocated - list;
         println!(
             "{count} sessions: {} bytes allocated each",
@@ -53,20 +56,7 @@ fn sessions(criterion: &mut Criterion) {
                 (after - before - list) / count
             );
         }
-
-        let mut turn = ids.iter().cycle();
-        criterion.bench_function(&format!("find of {count}"), |bencher| {
-            bencher.iter(|| {
-                let found = store.find(*turn.next().unwrap()).now_or_never();
-                found.expect("memory answers at once").unwrap().unwrap()
-            });
-        });
-        criterion.bench_function(&format!("insert and remove of {count}"), |bencher| {
-            bencher.iter(|| {
-                let removed = store.remove(template.open(&store)).now_or_never();
-                removed.expect("memory answers at once").unwrap();
-            });
-        });
+        filled.measure(criterion);
     }
 }
 
@@ -105,7 +95,7 @@ fn shared(criterion: &mut Criterion) {
         .build()
         .unwrap();
     let _entered = runtime.enter();
-    let memory = MemoryStore::new(settings());
+    let memory = MemoryStore::new(unbounded());
     let near = server.store("capacity: 2000000");
     // It knows one session at a time: each of two in turn is not that one.
     let far = server.store("capacity: 1, evict: oldest");
@@ -186,52 +176,6 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// What all sessions of a backend share.
-struct Template {
-    route: RoutePath,
-    backend: BackendName,
-}
-
-impl Template {
-    fn new() -> Self {
-        Self {
-            route: "/mcp".parse().unwrap(),
-            backend: "local".parse().unwrap(),
-        }
-    }
-
-    fn open(&self, store: &MemoryStore) -> ClientSessionId {
-        let opened = self.open_in(store).now_or_never();
-        opened.expect("memory answers at once")
-    }
-
-    async fn open_in(&self, store: &impl SessionStore) -> ClientSessionId {
-        let (id, binding) = self.session();
-        let client = IpAddr::from([127, 0, 0, 1]).into();
-        store.open(id, binding, Some(client)).await.unwrap();
-        id
-    }
-
-    /// A session whose backend's id is a UUID with hyphens, as the SDKs' servers give it.
-    fn session(&self) -> (ClientSessionId, Binding) {
-        let id = ClientSessionId::mint();
-        let given = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).unwrap();
-        let binding = Binding {
-            route: self.route.clone(),
-            backend: self.backend.clone(),
-            session: BackendSessionId::try_from(&given).unwrap(),
-            opened: Opened::now(),
-            seal: None,
-        };
-        (id, binding)
-    }
-}
-
-fn settings() -> SessionSettings {
-    let yaml = "{ capacity: 2000000, max_per_client: none, max_new_per_client: none }";
-    serde_saphyr::from_str(yaml).unwrap()
 }
 
 /// This process's memory in RAM, in bytes.

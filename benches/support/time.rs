@@ -1,0 +1,25 @@
+//! Work measured by criterion, and by what it allocates.
+
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion};
+
+use super::{Allocations, Meter};
+
+/// Prints the allocations of work, then its time.
+impl Meter for Criterion {
+    fn measure<P>(&mut self, name: &str, mut prepare: impl FnMut() -> P, work: impl Fn(&mut P)) {
+        let Allocations { count, bytes } = Allocations::of(&mut prepare, &work);
+        println!("{name}: {count:.1} allocations of {bytes:.0} bytes a call");
+        self.bench_function(name, |bencher| {
+            bencher.iter_batched_ref(&mut prepare, &work, BatchSize::SmallInput);
+        });
+    }
+}
+
+/// A second and two for each, so that all take minutes.
+pub fn criterion() -> Criterion {
+    Criterion::default()
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(2))
+}
