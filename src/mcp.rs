@@ -6,11 +6,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue, Method};
 use uuid::Uuid;
+use uuid::fmt::{Hyphenated, Simple};
 
 /// Header names of MCP's Streamable HTTP transport.
 pub mod header {
@@ -203,7 +205,17 @@ impl fmt::Debug for ClientSessionId {
 
 /// The session id that a backend gave, known to that backend and this proxy only.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct BackendSessionId(HeaderValue);
+pub struct BackendSessionId(Form);
+
+/// The id in few bytes, as a store keeps many: the SDKs' servers give UUIDs, which have 16.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Form {
+    /// In lower case and with hyphens.
+    Hyphenated(Uuid),
+    /// In lower case and without hyphens.
+    Simple(Uuid),
+    Other(Arc<[u8]>),
+}
 
 impl BackendSessionId {
     /// The longest id taken from a backend, in bytes. Real ones have 32 to 36.
@@ -211,14 +223,30 @@ impl BackendSessionId {
 
     /// What a backend gave as an id, of any form, to be given back to it and to nobody else.
     pub(crate) fn of_any_form(value: &HeaderValue) -> Self {
-        let mut value = value.clone();
-        value.set_sensitive(true);
-        Self(value)
+        let bytes = value.as_bytes();
+        let is_lower = !bytes.iter().any(u8::is_ascii_uppercase);
+        Self(match (bytes.len(), Uuid::try_parse_ascii(bytes)) {
+            (Hyphenated::LENGTH, Ok(uuid)) if is_lower => Form::Hyphenated(uuid),
+            (Simple::LENGTH, Ok(uuid)) if is_lower => Form::Simple(uuid),
+            _ => Form::Other(bytes.into()),
+        })
     }
 
-    /// The id as it goes to the backend.
+    /// The id as it goes to the backend, marked sensitive so that `Debug` does not print it.
     pub fn to_header(&self) -> HeaderValue {
-        self.0.clone()
+        let mut value = HeaderValue::from_bytes(self.write(&mut Uuid::encode_buffer()))
+            .expect("it was a header's value");
+        value.set_sensitive(true);
+        value
+    }
+
+    /// The id as it goes to the backend, written into `buffer` where it is not kept so.
+    fn write<'b>(&'b self, buffer: &'b mut [u8]) -> &'b [u8] {
+        match &self.0 {
+            Form::Hyphenated(uuid) => uuid.as_hyphenated().encode_lower(buffer).as_bytes(),
+            Form::Simple(uuid) => uuid.as_simple().encode_lower(buffer).as_bytes(),
+            Form::Other(bytes) => bytes,
+        }
     }
 }
 
@@ -234,17 +262,13 @@ impl TryFrom<&HeaderValue> for BackendSessionId {
         {
             return Err(MalformedSessionId);
         }
-        // A copy: the value is a slice of the whole response header's buffer, which a stored
-        // session would keep alive.
-        let mut value = HeaderValue::from_bytes(bytes).map_err(|_| MalformedSessionId)?;
-        value.set_sensitive(true);
-        Ok(Self(value))
+        Ok(Self::of_any_form(value))
     }
 }
 
 impl PartialEq<HeaderValue> for BackendSessionId {
     fn eq(&self, value: &HeaderValue) -> bool {
-        self.0 == *value
+        self.write(&mut Uuid::encode_buffer()) == value.as_bytes()
     }
 }
 
@@ -442,7 +466,9 @@ mod tests {
 
         #[test]
         fn a_backend_id_is_kept_byte_for_byte_or_refused(
-            bytes in proptest::collection::vec(any::<u8>(), 0..1100)
+            bytes in "([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}|[0-9A-Fa-f-]{32,36})"
+                .prop_map(String::into_bytes).boxed()
+                .prop_union(proptest::collection::vec(any::<u8>(), 0..1100).boxed())
         ) {
             let Ok(value) = HeaderValue::from_bytes(&bytes) else { return Ok(()) };
             let allowed = (1..=1024).contains(&bytes.len())
@@ -452,6 +478,7 @@ mod tests {
                     prop_assert!(allowed);
                     let kept = id.to_header();
                     prop_assert_eq!(kept.as_bytes(), &bytes);
+                    prop_assert!(id == value);
                 }
                 Err(MalformedSessionId) => prop_assert!(!allowed),
             }

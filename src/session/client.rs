@@ -1,7 +1,7 @@
 //! How many sessions each client's network has, and how fast it opens more.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use pingora_limits::rate::Rate;
@@ -11,17 +11,20 @@ use super::{OpenError, SessionSettings};
 /// Whose sessions are counted together: an IPv4 address, or the /64 that an IPv6 address is of,
 /// as one subscriber has all of it (RFC 6177).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ClientNetwork(IpAddr);
+pub struct ClientNetwork(Network);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Network {
+    V4(Ipv4Addr),
+    V6([u8; 8]),
+}
 
 impl From<IpAddr> for ClientNetwork {
     fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let network = address.to_bits() & !u128::from(u64::MAX);
-                Self(Ipv6Addr::from_bits(network).into())
-            }
-            address => Self(address),
-        }
+        Self(match address.to_canonical() {
+            IpAddr::V4(address) => Network::V4(address),
+            IpAddr::V6(address) => Network::V6(((address.to_bits() >> 64) as u64).to_be_bytes()),
+        })
     }
 }
 
@@ -117,7 +120,7 @@ mod tests {
     fn a_network_without_sessions_takes_no_memory() {
         let mut clients = Clients::new(&SessionSettings::default());
         for address in 0..100_u32 {
-            let client = Some(ClientNetwork(IpAddr::from(address.to_be_bytes())));
+            let client = Some(IpAddr::from(address.to_be_bytes()).into());
             clients.open(client);
             clients.open(client);
             clients.remove(client);

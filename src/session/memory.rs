@@ -10,14 +10,16 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use uuid::Uuid;
 
-use super::backends::Backends;
+use super::backends::{Backends, Home};
 use super::client::{ClientNetwork, Clients};
+use super::moment::Moment;
 use super::reap::Waiting;
 use super::{
-    Abandoned, Binding, Census, Claim, Evict, OpenError, SessionSettings, SessionStore, StoreError,
+    Abandoned, Binding, Census, Claim, Evict, OpenError, Opened, Seal, SessionSettings,
+    SessionStore, StoreError,
 };
 use crate::backend::BackendName;
-use crate::mcp::ClientSessionId;
+use crate::mcp::{BackendSessionId, ClientSessionId};
 use crate::route::RoutePath;
 
 /// The default [`SessionStore`]: it is always reached, and forgets everything when the process
@@ -30,35 +32,45 @@ pub struct MemoryStore {
     counts: Arc<Mutex<Counts>>,
     capacity: u64,
     lifetime: Duration,
+    /// What moments are counted from.
+    began: Instant,
     evict: Evict,
     /// Forgotten sessions whose backends are to be told, where they are.
     waiting: Option<Arc<Waiting>>,
 }
 
+/// What is kept of a session, in few bytes: there are many.
 #[derive(Clone, Debug)]
 struct Entry {
-    binding: Binding,
+    home: Arc<Home>,
+    session: BackendSessionId,
+    opened: Opened,
+    seal: Option<Seal>,
     client: Option<ClientNetwork>,
-    since: Instant,
+    /// When its lifetime is over. To moka, a session that is adopted, or whose backend gave it
+    /// another id, begins anew.
+    ends: Moment,
 }
 
 impl Entry {
-    fn new(binding: Binding, client: Option<ClientNetwork>) -> Self {
+    fn new(home: Arc<Home>, binding: Binding, client: Option<ClientNetwork>, ends: Moment) -> Self {
         Self {
-            binding,
+            home,
+            session: binding.session,
+            opened: binding.opened,
+            seal: binding.seal,
             client,
-            since: Instant::now(),
+            ends,
         }
     }
 
-    /// Of a session that was opened before, here or elsewhere.
-    fn adopted(binding: Binding, client: Option<ClientNetwork>) -> Self {
-        let now = Instant::now();
-        let since = now.checked_sub(binding.opened.age()).unwrap_or(now);
-        Self {
-            binding,
-            client,
-            since,
+    fn into_binding(self) -> Binding {
+        Binding {
+            route: self.home.route.clone(),
+            backend: self.home.backend.clone(),
+            session: self.session,
+            opened: self.opened,
+            seal: self.seal,
         }
     }
 }
@@ -83,20 +95,20 @@ struct Counts {
 
 impl Counts {
     /// Counts a session that takes the place of one that will be counted out.
-    fn add(&mut self, entry: &Entry) {
+    fn add(&mut self, binding: &Binding, client: Option<ClientNetwork>) -> Arc<Home> {
         self.sessions += 1;
-        self.clients.add(entry.client);
-        self.backends.add(&entry.binding);
+        self.clients.add(client);
+        self.backends.add(binding)
     }
 
     /// Counts a session out. `None` where it was removed, or goes on. moka does not tell the two
-    /// reasons to expire apart; the age of what expired does.
-    fn remove(&mut self, entry: &Entry, cause: RemovalCause, lifetime: Duration) -> Option<Cause> {
+    /// reasons to expire apart; whether the lifetime is over `now` does.
+    fn remove(&mut self, entry: &Entry, cause: RemovalCause, now: Moment) -> Option<Cause> {
         self.sessions -= 1;
         self.clients.remove(entry.client);
-        self.backends.remove(&entry.binding);
+        self.backends.remove(&entry.home);
         let cause = match cause {
-            RemovalCause::Expired if entry.since.elapsed() >= lifetime => Cause::Lifetime,
+            RemovalCause::Expired if now >= entry.ends => Cause::Lifetime,
             RemovalCause::Expired => Cause::Idle,
             RemovalCause::Size => Cause::Capacity,
             RemovalCause::Explicit | RemovalCause::Replaced => return None,
@@ -132,7 +144,7 @@ impl MemoryStore {
             capacity: 0,
         }));
         let counted = Arc::clone(&counts);
-        let lifetime = settings.lifetime.0;
+        let (lifetime, began) = (settings.lifetime.0, Instant::now());
         let waiting = settings.reap.0.as_ref().map(Waiting::new).map(Arc::new);
         let told = waiting.clone();
         let mut cache = Cache::builder()
@@ -142,15 +154,15 @@ impl MemoryStore {
             .time_to_idle(settings.idle_timeout.0)
             .time_to_live(lifetime)
             .eviction_listener(move |_, entry: Entry, cause| {
-                let cause = lock(&counted).remove(&entry, cause, lifetime);
+                let cause = lock(&counted).remove(&entry, cause, Moment::since(began));
                 // A sealed session that is forgotten here may be in use at another proxy.
                 let is_over = match cause {
                     Some(Cause::Lifetime) => true,
-                    Some(Cause::Idle | Cause::Capacity) => entry.binding.seal.is_none(),
+                    Some(Cause::Idle | Cause::Capacity) => entry.seal.is_none(),
                     None => false,
                 };
                 if let (Some(told), true) = (&told, is_over) {
-                    told.push(entry.binding);
+                    told.push(entry.into_binding());
                 }
             });
         if settings.evict == Evict::Oldest {
@@ -161,6 +173,7 @@ impl MemoryStore {
             counts,
             capacity: settings.capacity.0,
             lifetime,
+            began,
             evict: settings.evict,
             waiting,
         }
@@ -174,6 +187,10 @@ impl MemoryStore {
     /// Whether no session is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn now(&self) -> Moment {
+        Moment::since(self.began)
     }
 
     /// Counts a session of `client` where there is room for it.
@@ -202,7 +219,7 @@ impl MemoryStore {
     fn outlived(&self, entry: Entry) {
         lock(&self.counts).note(Cause::Lifetime);
         if let Some(waiting) = &self.waiting {
-            waiting.push(entry.binding);
+            waiting.push(entry.into_binding());
         }
     }
 
@@ -215,12 +232,12 @@ impl MemoryStore {
 #[async_trait]
 impl SessionStore for MemoryStore {
     async fn insert(&self, id: ClientSessionId, binding: Binding) -> Result<(), StoreError> {
-        let entry = match self.cache.get(&id).await {
-            Some(entry) => Entry { binding, ..entry },
-            None => Entry::new(binding, None),
+        let (client, ends) = match self.cache.get(&id).await {
+            Some(known) => (known.client, known.ends),
+            None => (None, self.now().after(self.lifetime)),
         };
-        lock(&self.counts).add(&entry);
-        self.put(id, entry).await;
+        let home = lock(&self.counts).add(&binding, client);
+        self.put(id, Entry::new(home, binding, client, ends)).await;
         Ok(())
     }
 
@@ -234,8 +251,9 @@ impl SessionStore for MemoryStore {
             self.sweep().await;
             self.reserve(client)?;
         }
-        lock(&self.counts).backends.add(&binding);
-        self.put(id, Entry::new(binding, client)).await;
+        let ends = self.now().after(self.lifetime);
+        let home = lock(&self.counts).backends.add(&binding);
+        self.put(id, Entry::new(home, binding, client, ends)).await;
         Ok(())
     }
 
@@ -246,14 +264,15 @@ impl SessionStore for MemoryStore {
         binding: Binding,
         client: Option<ClientNetwork>,
     ) -> Result<(), OpenError> {
-        let entry = Entry::adopted(binding, client);
-        {
+        let left = self.lifetime.saturating_sub(binding.opened.age());
+        let ends = self.now().after(left);
+        let home = {
             let mut counts = lock(&self.counts);
             counts.clients.check_held(client)?;
             self.evict.check(counts.sessions, self.capacity)?;
-            counts.add(&entry);
-        }
-        self.put(id, entry).await;
+            counts.add(&binding, client)
+        };
+        self.put(id, Entry::new(home, binding, client, ends)).await;
         Ok(())
     }
 
@@ -269,14 +288,13 @@ impl SessionStore for MemoryStore {
         let Some(entry) = self.cache.get(&id).await else {
             return Ok(None);
         };
-        // To moka, a session that is adopted, or whose backend gave it another id, begins anew.
-        if entry.since.elapsed() >= self.lifetime {
+        if self.now() >= entry.ends {
             if let Some(entry) = self.cache.remove(&id).await {
                 self.outlived(entry);
             }
             return Ok(None);
         }
-        Ok(Some(entry.binding))
+        Ok(Some(entry.into_binding()))
     }
 
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {

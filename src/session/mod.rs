@@ -7,6 +7,7 @@
 mod backends;
 mod client;
 mod memory;
+mod moment;
 mod reap;
 mod seal;
 mod secret;

@@ -21,9 +21,10 @@ use tokio::sync::Semaphore;
 pub use settings::RedisSettings;
 
 use self::link::{Failure, Link, Listener, Operation};
-use self::near::{Moment, Near, Reservation};
+use self::near::{Near, Reservation};
 use self::script::{Place, cause};
 use self::sealed::{Keys, Name, SHARDS, Unopened, read, write};
+use super::moment::Moment;
 use super::{
     Abandoned, Binding, Census, Claim, ClientNetwork, OpenError, SessionSettings, SessionStore,
     StoreError,

@@ -12,8 +12,9 @@ use moka::policy::EvictionPolicy;
 use crate::backend::BackendName;
 use crate::mcp::ClientSessionId;
 use crate::route::RoutePath;
-use crate::session::backends::Backends;
+use crate::session::backends::{Backends, Home};
 use crate::session::client::{ClientNetwork, Clients};
+use crate::session::moment::Moment;
 use crate::session::{Binding, Evict, OpenError, SessionSettings};
 
 /// Sessions that were used here of late.
@@ -29,16 +30,6 @@ pub(super) struct Near {
     listening_since: AtomicU64,
     /// How often a session was removed, of those whose ids begin with the same byte.
     removals: [AtomicU32; 256],
-}
-
-/// A moment since the store was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Moment(u64);
-
-impl Moment {
-    pub(super) fn after(self, period: Duration) -> Self {
-        Self(self.0.saturating_add(milliseconds(period)))
-    }
 }
 
 /// What is known of a session.
@@ -88,7 +79,7 @@ impl Near {
             .time_to_idle(settings.idle_timeout.0)
             .eviction_listener(move |_, entry: Arc<Entry>, _: RemovalCause| {
                 let mut counts = lock(&counted);
-                counts.backends.remove(&entry.binding);
+                counts.backends.remove(&Home::of(&entry.binding));
                 if let Some(Opener(client)) = entry.opened_here {
                     counts.sessions -= 1;
                     counts.clients.remove(client);
@@ -107,7 +98,7 @@ impl Near {
     }
 
     pub(super) fn now(&self) -> Moment {
-        Moment(milliseconds(self.began.elapsed()))
+        Moment::since(self.began)
     }
 
     pub(super) async fn get(&self, id: ClientSessionId) -> Option<Arc<Entry>> {
@@ -266,10 +257,6 @@ impl Drop for Reservation<'_> {
             counts.clients.remove(self.client);
         }
     }
-}
-
-pub(super) fn milliseconds(period: Duration) -> u64 {
-    u64::try_from(period.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Counts are whole between any two statements, also where a panic came between.

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use redis::{Script, ScriptInvocation};
 
-use super::near::milliseconds;
 use super::sealed::{Name, SHARDS};
 use crate::session::SessionSettings;
+use crate::session::moment::milliseconds;
 
 /// Where in the store all is, and how long it is kept.
 #[derive(Clone, Debug)]
