@@ -3,8 +3,8 @@
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-tls check test mutations conformance interop fuzz chart bench bench-check audit \
-	tools-build tools-test tools-interop tools-fuzz tools-chart tools-bench
+.PHONY: help run run-tls check test mutations conformance interop fuzz chart bench bench-check bench-load audit \
+	tools-build tools-test tools-interop tools-fuzz tools-chart tools-bench tools-load
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -66,8 +66,15 @@ bench: tools-build ## The micro-benchmarks
 bench-check: tools-bench ## Instructions and allocations of a call, compared with benches/instructions.csv (WRITE=1: keep them)
 	cargo bench --locked --bench instructions -- $(if $(WRITE),--write)
 
+# Not in `make bench`: it takes a quarter of an hour. Both builds are of what is shipped.
+LOAD ?= all
+ROUNDS ?= 5
+bench-load: tools-load ## The load bench, beside other proxies (LOAD="session-post fan-out", ROUNDS=5, WRITE=1: keep it)
+	cargo build --release --locked --example bare_proxy
+	cargo bench --profile release --locked --bench load -- $(LOAD) --rounds $(ROUNDS) $(if $(WRITE),--write)
+
 audit: tools-test ## Look the dependencies up in RustSec's list of vulnerabilities (fetched from GitHub)
 	cargo deny --locked check advisories
 
-tools-build tools-test tools-interop tools-fuzz tools-chart tools-bench: tools-%:
+tools-build tools-test tools-interop tools-fuzz tools-chart tools-bench tools-load: tools-%:
 	@scripts/tools.sh $*

