@@ -169,7 +169,6 @@ impl State {
                 if !lock(&self.sessions).remove(id) {
                     return Ok(refusal(StatusCode::NOT_FOUND));
                 }
-                session = None;
             }
             (_, Some(id)) => {
                 if !lock(&self.sessions).contains(id) {

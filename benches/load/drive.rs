@@ -100,9 +100,8 @@ impl Stage<'_> {
                 }
             });
         }
-        let mut figures = self.watch(window, &done).await?;
-        figures.extend(percentiles(all(tasks).await?)?);
-        Ok(figures)
+        let watched = self.watch(window, &done).await;
+        figures(watched, tasks).await
     }
 
     async fn paced(&self, target: &Target, clients: usize, rate: u32) -> Outcome<Figures> {
@@ -140,9 +139,8 @@ impl Stage<'_> {
                 let _ = sender.send(due);
             }
         });
-        let mut figures = self.watch(window, &done).await?;
-        figures.extend(percentiles(all(tasks).await?)?);
-        Ok(figures)
+        let watched = self.watch(window, &done).await;
+        figures(watched, tasks).await
     }
 
     async fn streams(&self, target: &Target, streams: usize, period: Duration) -> Outcome<Figures> {
@@ -183,11 +181,10 @@ impl Stage<'_> {
             });
         }
         let sending = self.backend.send_events(period, rounds);
-        let watched = self.watch(window, &done).await?;
+        let watched = self.watch(window, &done).await;
         let busy = memory()?;
         sending.await?;
-        let mut figures: Figures = percentiles(all(tasks).await?)?;
-        figures.extend(watched);
+        let mut figures = figures(watched, tasks).await?;
         for (figure, after) in [(Figure::IdleStream, idle), (Figure::BusyStream, busy)] {
             if let (Some(before), Some(after)) = (before, after) {
                 let added = after.saturating_sub(before) as f64;
@@ -308,23 +305,26 @@ async fn read(
     Ok(delays)
 }
 
-async fn all(mut tasks: JoinSet<Outcome<Vec<Duration>>>) -> Outcome<Vec<Duration>> {
-    let mut all = Vec::new();
-    while let Some(task) = tasks.join_next().await {
-        all.extend(task??);
+/// What was watched, and how long it took the clients. A client that has failed says more of why nothing was
+/// done than that nothing was.
+async fn figures(
+    watched: Outcome<Figures>,
+    mut clients: JoinSet<Outcome<Vec<Duration>>>,
+) -> Outcome<Figures> {
+    let mut latencies = Vec::new();
+    while let Some(client) = clients.join_next().await {
+        latencies.extend(client??);
     }
-    Ok(all)
-}
-
-fn percentiles(mut latencies: Vec<Duration>) -> Outcome<Figures> {
+    let mut figures = watched?;
     latencies.sort_unstable();
     let last = latencies.len().checked_sub(1).ok_or("nothing was done")?;
     let at = |part: f64| latencies[(last as f64 * part).round() as usize].as_secs_f64();
-    Ok(vec![
+    figures.extend([
         (Figure::P50, at(0.5)),
         (Figure::P99, at(0.99)),
         (Figure::P999, at(0.999)),
-    ])
+    ]);
+    Ok(figures)
 }
 
 /// What is not taken into account at the beginning of a load, and what is then.

@@ -77,11 +77,6 @@ impl Message {
         !matches!(self, Self::Initialize | Self::StatelessCall)
     }
 
-    /// Whether the answer names the session too, as the SDKs' servers do.
-    pub(crate) fn is_answered_in_its_session(self) -> bool {
-        self.is_of_a_session() && self != Self::End
-    }
-
     pub(crate) fn status(self) -> StatusCode {
         StatusCode::OK
     }
