@@ -31,10 +31,12 @@ use clap::Parser;
 use rustls::RootCertStore;
 use rustls::crypto::ring;
 use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use backend::{Backend, Clock};
 use drive::{Figures, Stage};
 use peers::{Folder, Peer, Running};
+use plots::Drawn;
 use results::{Figure, Results, Sample};
 use work::{Load, Work};
 
@@ -183,12 +185,13 @@ impl Bench {
     fn round(&self, work: &Work, peer: Peer, kept: &mut Vec<Running>) -> Outcome<Figures> {
         let known = kept.iter_mut().find(|running| running.peer == peer);
         if let Some(running) = known {
-            return self.runtime.block_on(self.stage(running).measure(work));
+            let mut stage = self.stage(running);
+            return self.runtime.block_on(unless_ended(stage.measure(work)));
         }
         let started = Instant::now();
         let mut running = peer.start(&self.backend.addresses()[..peer.backends()], &self.folder)?;
         let mut stage = self.stage(&mut running);
-        let figures = self.runtime.block_on(async {
+        let figures = self.runtime.block_on(unless_ended(async {
             stage.until_ready(work.protocol).await?;
             let start = started.elapsed().as_secs_f64();
             match work.load {
@@ -197,7 +200,7 @@ impl Bench {
                     stage.measure(work).await
                 }
             }
-        })?;
+        }))?;
         if !work.wants_new_process() {
             kept.push(running);
         }
@@ -211,6 +214,17 @@ impl Bench {
             tls: &self.tls,
             clock: self.clock,
         }
+    }
+}
+
+/// Waits for `work`, and gives it up on a signal: the proxies then end before this process does.
+async fn unless_ended<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        outcome = work => outcome,
+        _ = interrupt.recv() => Err("interrupted".into()),
+        _ = terminate.recv() => Err("terminated".into()),
     }
 }
 
@@ -240,11 +254,14 @@ fn head(versions: &[(Peer, String)], rounds: usize) -> String {
 /// Writes what has been measured into `folder`.
 fn write(folder: &Path, text: &str, works: &[Work], results: &Results) -> Outcome<()> {
     fs::create_dir_all(folder)?;
+    let mut text = format!("# Beside other proxies: one run\n\n{text}");
+    for (file, figure) in PLOTS {
+        if plots::draw(&folder.join(file), *figure, works, results)? == Drawn::Something {
+            text += &format!("\n![{}]({file})\n", figure.name());
+        }
+    }
     fs::write(folder.join("results.md"), text)?;
     fs::write(folder.join("results.csv"), report::csv(results))?;
-    for (file, figure) in PLOTS {
-        plots::draw(&folder.join(file), *figure, works, results)?;
-    }
     println!("\nwritten into {}", folder.display());
     Ok(())
 }

@@ -12,15 +12,28 @@ use super::report::scaled;
 use super::results::{Figure, Results, Spread};
 use super::work::Work;
 
-/// Draws `figure` of all `works` into the file `path`. Without a value there is none.
-pub(crate) fn draw(path: &Path, figure: Figure, works: &[Work], results: &Results) -> Outcome<()> {
+/// What has become of a plot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drawn {
+    Something,
+    /// There is no value to draw, and no file.
+    Nothing,
+}
+
+/// Draws `figure` of all `works` into the file `path`.
+pub(crate) fn draw(
+    path: &Path,
+    figure: Figure,
+    works: &[Work],
+    results: &Results,
+) -> Outcome<Drawn> {
     let panels: Vec<_> = works
         .iter()
         .map(|work| Panel::new(work, figure, results))
         .filter(|panel| !panel.bars.is_empty())
         .collect();
     if panels.is_empty() {
-        return Ok(());
+        return Ok(Drawn::Nothing);
     }
     let height = panels.iter().map(Panel::height).sum::<i32>();
     let area = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
@@ -30,7 +43,8 @@ pub(crate) fn draw(path: &Path, figure: Figure, works: &[Work], results: &Result
         panel.draw(&area, top).map_err(in_words)?;
         top += panel.height();
     }
-    area.present().map_err(in_words)
+    area.present().map_err(in_words)?;
+    Ok(Drawn::Something)
 }
 
 struct Panel {
@@ -40,7 +54,7 @@ struct Panel {
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+type Done<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
 impl Panel {
     fn new(work: &Work, figure: Figure, results: &Results) -> Self {
@@ -56,7 +70,7 @@ impl Panel {
         HEAD + ROW * self.bars.len() as i32 + GAP
     }
 
-    fn draw<'a>(&self, area: &Area<'a>, top: i32) -> Drawn<'a> {
+    fn draw<'a>(&self, area: &Area<'a>, top: i32) -> Done<'a> {
         let style = |size| TextStyle::from(("sans-serif", size)).color(&BLACK);
         let right = style(13).pos(Pos::new(HPos::Right, VPos::Center));
         let left = style(13).pos(Pos::new(HPos::Left, VPos::Center));
