@@ -256,8 +256,11 @@ fn write(folder: &Path, text: &str, works: &[Work], results: &Results) -> Outcom
     fs::create_dir_all(folder)?;
     let mut text = format!("# Beside other proxies: one run\n\n{text}");
     for (file, figure) in PLOTS {
-        if plots::draw(&folder.join(file), *figure, works, results)? == Drawn::Something {
-            text += &format!("\n![{}]({file})\n", figure.name());
+        let path = folder.join(file);
+        match plots::draw(&path, *figure, works, results)? {
+            Drawn::Something => text += &format!("\n![{}]({file})\n", figure.name()),
+            // One of an earlier run may be there.
+            Drawn::Nothing => drop(fs::remove_file(path)),
         }
     }
     fs::write(folder.join("results.md"), text)?;
