@@ -33,15 +33,16 @@ pub(crate) struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// One round of `work`.
+    /// One round of `work`, as soon as the proxy answers.
     pub(crate) async fn measure(&mut self, work: &Work) -> Outcome<Figures> {
         let target = self.target(work.protocol);
+        let start = self.until_ready(&target).await?;
         let measured = async {
             match work.load {
                 Load::Turns { clients, turn } => self.turns(&target, clients, turn).await,
                 Load::Paced { clients, rate } => self.paced(&target, clients, rate).await,
                 Load::Streams { streams, period } => self.streams(&target, streams, period).await,
-                Load::Start => Ok(Figures::new()),
+                Load::Start => Ok(vec![(Figure::Start, start.as_secs_f64())]),
             }
         };
         let measured = timeout(PATIENCE, measured).await;
@@ -49,14 +50,13 @@ impl Stage<'_> {
         measured.map_err(|_| format!("no end after {PATIENCE:?}"))?
     }
 
-    /// Waits for the first right answer.
-    pub(crate) async fn until_ready(&mut self, protocol: Protocol) -> Outcome<()> {
-        let target = self.target(protocol);
+    /// Waits for a right answer, and says how long after the start it came.
+    async fn until_ready(&mut self, target: &Target) -> Outcome<Duration> {
         let end = Instant::now() + PATIENCE;
         loop {
-            let answered = async { Client::connect(&target).await?.initialize().await };
+            let answered = async { Client::connect(target).await?.initialize().await };
             let Err(error) = answered.await else {
-                return Ok(());
+                return Ok(self.running.started.elapsed());
             };
             self.running.is_alive()?;
             if Instant::now() > end {

@@ -17,6 +17,7 @@ mod peers;
 mod plots;
 mod report;
 mod results;
+mod rounds;
 mod usage;
 mod work;
 
@@ -24,21 +25,15 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use clap::Parser;
-use rustls::RootCertStore;
-use rustls::crypto::ring;
-use tokio::runtime;
-use tokio::signal::unix::{SignalKind, signal};
 
-use backend::{Backend, Clock};
-use drive::{Figures, Stage};
-use peers::{Folder, Peer, Running};
+use peers::Peer;
 use plots::Drawn;
-use results::{Figure, Results, Sample};
-use work::{Load, Work};
+use results::{Figure, Results};
+use rounds::Bench;
+use work::Work;
 
 /// Measures proxies side by side.
 #[derive(Parser)]
@@ -73,7 +68,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Outcome<()> {
     let works = chosen(&arguments.work)?;
     let versions = versions(&works);
-    let bench = Bench::prepare(arguments.rounds)?;
+    let bench = Bench::prepare(&Path::new(OUTCOME).join("run"), arguments.rounds)?;
     let mut results = Results::default();
     let mut text = head(&versions, arguments.rounds);
     print!("{text}");
@@ -124,108 +119,6 @@ fn versions(works: &[Work]) -> Vec<(Peer, String)> {
         }
     }
     known
-}
-
-struct Bench {
-    backend: Backend,
-    clock: Clock,
-    folder: Folder,
-    tls: Arc<rustls::ClientConfig>,
-    runtime: runtime::Runtime,
-    rounds: usize,
-}
-
-impl Bench {
-    fn prepare(rounds: usize) -> Outcome<Self> {
-        let clock = Clock::start();
-        let folder = Folder::create(&Path::new(OUTCOME).join("run"))?;
-        let mut roots = RootCertStore::empty();
-        roots.add(folder.authority.clone())?;
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self {
-            backend: Backend::start(Peer::HundredBackends.backends(), clock)?,
-            clock,
-            folder,
-            tls: Arc::new(tls),
-            runtime: runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?,
-            rounds,
-        })
-    }
-
-    /// All rounds of `work`.
-    fn measure(&self, work: &Work, peers: &[Peer], results: &mut Results) -> Outcome<()> {
-        let mut kept = Vec::new();
-        for round in 0..self.rounds {
-            for peer in peers {
-                let (name, of) = (peer.name(), self.rounds);
-                eprint!("\r{}: round {} of {of}, {name:<30}", work.name, round + 1);
-                let measured = self.round(work, *peer, &mut kept);
-                let figures = measured
-                    .map_err(|problem| format!("{} through {name}: {problem}", work.name))?;
-                let samples = figures.into_iter().map(|(figure, value)| Sample {
-                    work: work.name.clone(),
-                    round,
-                    peer: *peer,
-                    figure,
-                    value,
-                });
-                results.samples.extend(samples);
-            }
-        }
-        eprint!("\r{:70}\r", "");
-        Ok(())
-    }
-
-    /// One round of `work` through `peer`, in a new process or in the one that is `kept`.
-    fn round(&self, work: &Work, peer: Peer, kept: &mut Vec<Running>) -> Outcome<Figures> {
-        let known = kept.iter_mut().find(|running| running.peer == peer);
-        if let Some(running) = known {
-            let mut stage = self.stage(running);
-            return self.runtime.block_on(unless_ended(stage.measure(work)));
-        }
-        let started = Instant::now();
-        let mut running = peer.start(&self.backend.addresses()[..peer.backends()], &self.folder)?;
-        let mut stage = self.stage(&mut running);
-        let figures = self.runtime.block_on(unless_ended(async {
-            stage.until_ready(work.protocol).await?;
-            let start = started.elapsed().as_secs_f64();
-            match work.load {
-                Load::Start => Ok(vec![(Figure::Start, start)]),
-                Load::Turns { .. } | Load::Paced { .. } | Load::Streams { .. } => {
-                    stage.measure(work).await
-                }
-            }
-        }))?;
-        if !work.wants_new_process() {
-            kept.push(running);
-        }
-        Ok(figures)
-    }
-
-    fn stage<'a>(&'a self, running: &'a mut Running) -> Stage<'a> {
-        Stage {
-            running,
-            backend: &self.backend,
-            tls: &self.tls,
-            clock: self.clock,
-        }
-    }
-}
-
-/// Waits for `work`, and gives it up on a signal: the proxies then end before this process does.
-async fn unless_ended<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        outcome = work => outcome,
-        _ = interrupt.recv() => Err("interrupted".into()),
-        _ = terminate.recv() => Err("terminated".into()),
-    }
 }
 
 /// When, where, and what is compared.

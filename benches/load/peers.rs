@@ -5,11 +5,8 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rcgen::CertifiedKey;
 
 use super::Outcome;
@@ -93,65 +90,24 @@ impl Peer {
 
     /// Starts it in front of `backends`. It may not listen yet when this returns.
     pub(crate) fn start(self, backends: &[SocketAddr], folder: &Folder) -> Outcome<Running> {
+        let started = Instant::now();
         let backend = *backends.first().ok_or("no backend")?;
-        if self == Self::Direct {
+        let setup = Setup {
+            plain: unused_address()?,
+            tls: unused_address()?,
+            backend,
+            backends,
+            threads: if self == Self::TwoThreads { 2 } else { 1 },
+            folder,
+        };
+        let Some(mut command) = self.command(&setup)? else {
             return Ok(Running {
                 peer: self,
                 plain: backend,
                 tls: backend,
+                started,
                 program: None,
             });
-        }
-        let (plain, tls) = (unused_address()?, unused_address()?);
-        let text = |file: &str| {
-            Filled {
-                plain,
-                tls,
-                backends,
-                threads: if self == Self::TwoThreads { 2 } else { 1 },
-                folder,
-            }
-            .fill(file)
-        };
-        let configuration = |name: &str, content: &str| {
-            let path = folder.path.join(name);
-            fs::write(&path, text(content)).map(|()| path)
-        };
-        let mut command = match self {
-            Self::Direct => unreachable!("it has returned"),
-            Self::PingoraMcp | Self::TwoThreads | Self::HundredBackends => {
-                let path = configuration("pingora-mcp.yaml", include_str!("pingora-mcp.yaml"))?;
-                let mut command = Command::new(PINGORA_MCP);
-                command.arg("-c").arg(path).env_remove("RUST_LOG");
-                command
-            }
-            Self::BarePingora => {
-                let mut command = Command::new(bare_proxy());
-                command.args([plain.to_string(), tls.to_string()]);
-                command.arg(folder.certificate()).arg(folder.key());
-                command.arg(backend.to_string());
-                command
-            }
-            Self::Nginx => {
-                let path = configuration("nginx.conf", include_str!("nginx.conf"))?;
-                let mut command = Command::new("nginx");
-                command.arg("-p").arg(&folder.path).arg("-c").arg(path);
-                command.args(["-e", "stderr"]);
-                command
-            }
-            Self::HaProxy => {
-                let path = configuration("haproxy.cfg", include_str!("haproxy.cfg"))?;
-                let mut command = Command::new("haproxy");
-                command.arg("-db").arg("-f").arg(path);
-                command
-            }
-            Self::Envoy => {
-                let path = configuration("envoy.yaml", include_str!("envoy.yaml"))?;
-                let mut command = Command::new("envoy");
-                command.args(["--concurrency", "1", "--disable-hot-restart"]);
-                command.args(["--log-level", "error"]).arg("-c").arg(path);
-                command
-            }
         };
         let log = folder.path.join(format!("{}.log", self.name()));
         let child = command
@@ -162,10 +118,49 @@ impl Peer {
             .map_err(|error| format!("{} does not start: {error}", self.name()))?;
         Ok(Running {
             peer: self,
-            plain,
-            tls,
+            plain: setup.plain,
+            tls: setup.tls,
+            started,
             program: Some(Program { child, log }),
         })
+    }
+
+    /// What starts it, its configuration written. `None`: there is nothing to start.
+    fn command(self, setup: &Setup) -> Outcome<Option<Command>> {
+        let folder = setup.folder;
+        let mut command;
+        match self {
+            Self::Direct => return Ok(None),
+            Self::PingoraMcp | Self::TwoThreads | Self::HundredBackends => {
+                let path = setup.write("pingora-mcp.yaml", include_str!("pingora-mcp.yaml"))?;
+                command = Command::new(PINGORA_MCP);
+                command.arg("-c").arg(path).env_remove("RUST_LOG");
+            }
+            Self::BarePingora => {
+                command = Command::new(bare_proxy());
+                command.args([setup.plain, setup.tls].map(|address| address.to_string()));
+                command.arg(folder.certificate()).arg(folder.key());
+                command.arg(setup.backend.to_string());
+            }
+            Self::Nginx => {
+                let path = setup.write("nginx.conf", include_str!("nginx.conf"))?;
+                command = Command::new("nginx");
+                command.arg("-p").arg(&folder.path).arg("-c").arg(path);
+                command.args(["-e", "stderr"]);
+            }
+            Self::HaProxy => {
+                let path = setup.write("haproxy.cfg", include_str!("haproxy.cfg"))?;
+                command = Command::new("haproxy");
+                command.arg("-db").arg("-f").arg(path);
+            }
+            Self::Envoy => {
+                let path = setup.write("envoy.yaml", include_str!("envoy.yaml"))?;
+                command = Command::new("envoy");
+                command.args(["--concurrency", "1", "--disable-hot-restart"]);
+                command.args(["--log-level", "error"]).arg("-c").arg(path);
+            }
+        }
+        Ok(Some(command))
     }
 }
 
@@ -175,6 +170,7 @@ pub(crate) struct Running {
     /// Where it listens without TLS, and with it.
     pub(crate) plain: SocketAddr,
     pub(crate) tls: SocketAddr,
+    pub(crate) started: Instant,
     program: Option<Program>,
 }
 
@@ -208,16 +204,10 @@ struct Program {
 }
 
 impl Drop for Program {
-    /// By SIGTERM, which a master process passes on to its worker, and then by SIGKILL.
+    /// At once: asked to end, some would wait for their streams. A worker does not end with its master.
     fn drop(&mut self) {
-        let signal = i32::try_from(self.child.id())
-            .map(|id| kill(Pid::from_raw(id), Signal::SIGTERM).is_ok());
-        let end = Instant::now() + PATIENCE;
-        while signal == Ok(true) && Instant::now() < end {
-            match self.child.try_wait() {
-                Ok(None) => thread::sleep(Duration::from_millis(2)),
-                Ok(Some(_)) | Err(_) => return,
-            }
+        if let Ok(processes) = Processes::of(self.child.id()) {
+            processes.kill();
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -257,36 +247,45 @@ impl Folder {
 }
 
 /// What stands in a configuration as `${...}`.
-struct Filled<'a> {
+struct Setup<'a> {
     plain: SocketAddr,
     tls: SocketAddr,
+    /// The first of the backends, for those that have no other.
+    backend: SocketAddr,
     backends: &'a [SocketAddr],
     threads: usize,
     folder: &'a Folder,
 }
 
-impl Filled<'_> {
-    fn fill(&self, text: &str) -> String {
-        let of_mcp = |(number, address): (usize, &SocketAddr)| {
+impl Setup<'_> {
+    /// Writes `text`, filled in, into the file `name`.
+    fn write(&self, name: &str, text: &str) -> Outcome<PathBuf> {
+        let Self { plain, tls, .. } = self;
+        let (backend, folder) = (self.backend, self.folder);
+        let entry = |(number, address): (usize, &SocketAddr)| {
             format!("{{ name: b{number}, url: \"http://{address}/mcp\" }}")
         };
-        let backends: Vec<_> = self.backends.iter().enumerate().map(of_mcp).collect();
-        let backend = self.backends[0];
-        text.replace("${PLAIN}", &self.plain.to_string())
-            .replace("${TLS}", &self.tls.to_string())
-            .replace("${HOST}", &self.plain.ip().to_string())
-            .replace("${PLAIN_PORT}", &self.plain.port().to_string())
-            .replace("${TLS_PORT}", &self.tls.port().to_string())
-            .replace("${BACKEND}", &backend.to_string())
-            .replace("${BACKEND_PORT}", &backend.port().to_string())
-            .replace("${BACKENDS}", &backends.join(", "))
-            .replace("${THREADS}", &self.threads.to_string())
-            .replace("${FOLDER}", &self.folder.path.display().to_string())
-            .replace(
-                "${CERTIFICATE}",
-                &self.folder.certificate().display().to_string(),
-            )
-            .replace("${KEY}", &self.folder.key().display().to_string())
+        let backends: Vec<_> = self.backends.iter().enumerate().map(entry).collect();
+        let mut text = text.to_owned();
+        for (key, value) in [
+            ("${PLAIN}", plain.to_string()),
+            ("${PLAIN_PORT}", plain.port().to_string()),
+            ("${TLS}", tls.to_string()),
+            ("${TLS_PORT}", tls.port().to_string()),
+            ("${HOST}", plain.ip().to_string()),
+            ("${BACKEND}", backend.to_string()),
+            ("${BACKEND_PORT}", backend.port().to_string()),
+            ("${BACKENDS}", backends.join(", ")),
+            ("${THREADS}", self.threads.to_string()),
+            ("${FOLDER}", folder.path.display().to_string()),
+            ("${CERTIFICATE}", folder.certificate().display().to_string()),
+            ("${KEY}", folder.key().display().to_string()),
+        ] {
+            text = text.replace(key, &value);
+        }
+        let path = folder.path.join(name);
+        fs::write(&path, text)?;
+        Ok(path)
     }
 }
 
@@ -303,6 +302,3 @@ fn bare_proxy() -> PathBuf {
 const PINGORA_MCP: &str = env!("CARGO_BIN_EXE_pingora-mcp");
 
 const GET: &str = "scripts/tools.sh load gets it where it can";
-
-/// How long a proxy may take to end once it is told.
-const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,8 +1,10 @@
-//! What a process has used, from the operating system's accounting: processor time and memory.
+//! A process with its children: what they have used of processor time and memory, as the operating system
+//! counts it, and their end.
 
 use std::fs;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
@@ -50,5 +52,13 @@ impl Processes {
             sum += kilobytes.parse::<u64>()? * 1024;
         }
         Ok(sum)
+    }
+
+    /// Ends all of them at once.
+    pub(crate) fn kill(&self) {
+        for pid in &self.0 {
+            // One may have ended with the one before.
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
     }
 }
