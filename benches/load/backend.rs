@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -130,8 +130,9 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 async fn serve(listener: TcpListener, state: Arc<State>) {
     loop {
-        // Without a descriptor left: the client misses its answer, and says so.
         let Ok((stream, _)) = listener.accept().await else {
+            // No descriptor is left, until a connection ends.
+            tokio::time::sleep(Duration::from_millis(1)).await;
             continue;
         };
         tokio::spawn(serve_connection(stream, Arc::clone(&state)));
@@ -188,7 +189,6 @@ impl State {
             | Message::End => Full::new(message.answer()).boxed_unsync(),
         };
         let mut response = Response::new(body);
-        *response.status_mut() = message.status();
         let headers = response.headers_mut();
         headers.extend(message.content_type().map(|value| (CONTENT_TYPE, value)));
         headers.extend(session.map(|id| (SESSION, id)));
@@ -231,6 +231,6 @@ fn refusal(status: StatusCode) -> Response<Body> {
     response
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

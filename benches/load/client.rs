@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -37,7 +37,8 @@ pub(crate) struct Target {
 /// A connection, or a share of one. With a session, all requests are of it.
 pub(crate) struct Client {
     sender: Sender,
-    host: String,
+    uri: Uri,
+    host: HeaderValue,
     session: Option<HeaderValue>,
 }
 
@@ -60,9 +61,15 @@ impl Client {
                 Sender::Http2(sender)
             }
         };
+        let host = target.address.to_string();
+        let uri = match &sender {
+            Sender::Http1(_) => PATH.parse()?,
+            Sender::Http2(_) => format!("https://{host}{PATH}").parse()?,
+        };
         Ok(Self {
             sender,
-            host: target.address.to_string(),
+            uri,
+            host: host.try_into()?,
             session: None,
         })
     }
@@ -73,6 +80,7 @@ impl Client {
             Sender::Http1(_) => None,
             Sender::Http2(sender) => Some(Self {
                 sender: Sender::Http2(sender.clone()),
+                uri: self.uri.clone(),
                 host: self.host.clone(),
                 session: None,
             }),
@@ -133,16 +141,10 @@ impl Client {
     fn request(&self, message: Message) -> Outcome<Request<Full<Bytes>>> {
         let mut request = Request::new(Full::new(message.body()));
         *request.method_mut() = message.method();
+        *request.uri_mut() = self.uri.clone();
         match self.sender {
-            Sender::Http1(_) => {
-                *request.uri_mut() = PATH.parse()?;
-                let host = HeaderValue::try_from(&self.host)?;
-                request.headers_mut().insert(HOST, host);
-            }
-            Sender::Http2(_) => {
-                *request.uri_mut() = format!("https://{}{PATH}", self.host).parse()?;
-                *request.version_mut() = Version::HTTP_2;
-            }
+            Sender::Http1(_) => drop(request.headers_mut().insert(HOST, self.host.clone())),
+            Sender::Http2(_) => *request.version_mut() = Version::HTTP_2,
         }
         let headers = message.headers().iter().cloned();
         request.headers_mut().extend(headers);
@@ -214,7 +216,7 @@ async fn check(message: Message, response: Response<Incoming>) -> Outcome<()> {
 }
 
 fn check_head(message: Message, response: &Response<Incoming>) -> Outcome<()> {
-    if response.status() != message.status() {
+    if response.status() != StatusCode::OK {
         return Err(format!("{message:?} was answered by {}", response.status()).into());
     }
     if response.headers().get(CONTENT_TYPE) != message.content_type().as_ref() {

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method};
 
 /// A request that the backend knows, and the one right answer to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,11 +77,7 @@ impl Message {
         !matches!(self, Self::Initialize | Self::StatelessCall)
     }
 
-    pub(crate) fn status(self) -> StatusCode {
-        StatusCode::OK
-    }
-
-    /// The whole answer, but for a stream that does not end.
+    /// The body of the answer, which is a 200. Of a stream that does not end: nothing.
     pub(crate) fn answer(self) -> Bytes {
         match self {
             Self::Initialize => Bytes::from_static(INITIALIZED),
