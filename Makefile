@@ -18,7 +18,8 @@ run-tls: tools-build ## The same, with TLS and HTTP/2
 	cargo build --release --locked --bins --example demo_server --example self_signed
 	@scripts/run-demo.sh tls
 
-# The load bench is linted by name, as cargo runs it by name alone. The docs cover the examples, and so are built with the same features of the dependencies as the lints and the tests.
+# The load bench is linted by name, as cargo runs it by name alone. The docs cover the examples, and so are built with
+# the same features of the dependencies as the lints and the tests.
 check: tools-test ## The quick checks: format, dependencies, lints, docs
 	cargo fmt --check
 	cargo deny --locked check licenses bans sources
@@ -66,7 +67,7 @@ bench: tools-build ## The micro-benchmarks
 bench-check: tools-bench ## Instructions and allocations of a call, compared with benches/instructions.csv (WRITE=1: keep them)
 	cargo bench --locked --bench instructions -- $(if $(WRITE),--write)
 
-# Not in `make bench`: it takes a quarter of an hour. Both builds are of what is shipped.
+# Not in `make bench`: it takes a quarter of an hour. All are built as what is shipped is.
 LOAD ?= all
 ROUNDS ?= 5
 bench-load: tools-load ## The load bench, beside other proxies (LOAD="session-post fan-out", ROUNDS=5, WRITE=1: keep it)

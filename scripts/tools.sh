@@ -48,8 +48,8 @@ main() {
       ;;
     load)
       cmake_tool
-      debian_proxy nginx nginx usr/sbin/nginx
-      debian_proxy haproxy haproxy usr/sbin/haproxy
+      debian_proxy nginx
+      debian_proxy haproxy
       envoy_proxy
       ;;
     chart)
@@ -175,21 +175,21 @@ valgrind_tool() {
   say "there is no valgrind here, and it could not be installed"
 }
 
-# debian_proxy COMMAND PACKAGE PATH: a proxy to compare with, which the bench does without where it cannot be had. As a package
-# that is installed may start a service, Debian's are only unpacked.
+# debian_proxy NAME: a proxy to compare with, which the bench does without where it cannot be had. As a package that is
+# installed may start a service, Debian's are only unpacked.
 debian_proxy() {
-  local command=$1 package=$2 path=$3 directory=$TOOLS/$2
-  command -v "$command" >/dev/null && return
-  say "unpacking $package into target/tools"
-  if unpacked_debian "$package" "$directory"; then
+  local name=$1 directory=$TOOLS/$1
+  command -v "$name" >/dev/null && return
+  say "unpacking $name into target/tools"
+  if unpacked_debian "$name" "$directory"; then
     mkdir -p "$TOOLS/bin"
-    printf '#!/bin/sh\nexport LD_LIBRARY_PATH="%s"\nexec "%s" "$@"\n' \
-      "$(printf '%s:' "$directory"/usr/lib/*-linux-gnu*)" "$directory/$path" >"$TOOLS/bin/$command"
-    chmod +x "$TOOLS/bin/$command"
-    "$command" -v >/dev/null 2>&1 && return
-    rm -f "$TOOLS/bin/$command"
+    printf '#!/bin/sh\nLD_LIBRARY_PATH="%s" exec "%s" "$@"\n' \
+      "$directory/usr/lib/$(uname -m)-linux-gnu" "$directory/usr/sbin/$name" >"$TOOLS/bin/$name"
+    chmod +x "$TOOLS/bin/$name"
+    "$name" -v >/dev/null 2>&1 && return
+    rm -f "$TOOLS/bin/$name"
   fi
-  say "$command is left out: install it to have it compared"
+  say "$name is left out: install it to have it compared"
 }
 
 # unpacked_debian PACKAGE DIRECTORY: with what it depends on and the system lacks.

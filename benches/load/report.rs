@@ -13,12 +13,12 @@ pub(crate) fn table(work: &Work, results: &Results) -> String {
         samples.any(|sample| sample.work == work.name && sample.figure == *figure)
     };
     let figures: Vec<_> = Figure::ALL.into_iter().filter(has).collect();
-    let mut heads: Vec<_> = figures.iter().map(|figure| figure.name()).collect();
+    let mut heads: Vec<_> = figures.iter().map(|f| f.name().to_owned()).collect();
     let compared = match figures.contains(&Figure::Processor) {
         true => Figure::Processor,
         false => Figure::Start,
     };
-    heads.push("pingora-mcp / this");
+    heads.push(format!("{}: pingora-mcp / this", compared.name()));
     let mut text = format!(
         "\n### {}\n\n`{}`, each {}\n\n",
         work.title, work.name, work.unit
