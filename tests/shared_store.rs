@@ -86,6 +86,22 @@ async fn near_sessions_are_counted_by_their_backend_until_they_are_gone() {
 }
 
 #[tokio::test]
+async fn near_sessions_that_are_idle_are_counted_out_by_a_census_alone() {
+    let redis = Redis::start().await;
+    let store = store(&redis.url(), "idle_timeout: 100ms");
+    connected(&store).await;
+    let Binding { route, backend, .. } = binding(0);
+    assert_eq!(store.sessions_at(&route, &backend), 2);
+    within("the end of their idle time", async {
+        while store.sessions_at(&route, &backend) > 0 {
+            store.census().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_session_that_is_adopted_is_as_old_as_it_is_and_no_new_one() {
     let redis = Redis::start().await;
     let store = store(&redis.url(), "lifetime: 1h, max_new_per_client: 1");

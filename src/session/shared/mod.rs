@@ -349,6 +349,7 @@ impl SessionStore for SharedStore {
     }
 
     async fn census(&self) -> Census {
+        self.0.near.sweep().await;
         Census {
             live: None,
             idle: self.0.idle.load(Ordering::Relaxed),

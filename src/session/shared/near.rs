@@ -175,7 +175,7 @@ impl Near {
     /// Whether there is room for one more session of `client`.
     pub(super) async fn check(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         if self.judge(&lock(&self.counts), client).is_err() {
-            self.cache.run_pending_tasks().await;
+            self.sweep().await;
             return self.judge(&lock(&self.counts), client);
         }
         Ok(())
@@ -192,6 +192,11 @@ impl Near {
         counts.sessions += 1;
         counts.clients.open(client);
         Ok(Reservation::new(self, client))
+    }
+
+    /// Counts out what has expired, which moka does only as the cache is used.
+    pub(super) async fn sweep(&self) {
+        self.cache.run_pending_tasks().await;
     }
 
     /// How many of `backend` on `route` are near.
