@@ -2,7 +2,7 @@
 # Makes the tools available that a machine with only rustup, a C compiler and make lacks.
 #
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
-#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, and cargo-deny
+#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, ip, and cargo-deny
 #   scripts/tools.sh fuzz     cmake and cargo-fuzz
 #   scripts/tools.sh bench    cmake, and valgrind where it can be had: what is counted with it is else skipped
 #   scripts/tools.sh load     cmake, and the other proxies of the load bench as far as they can be had
@@ -35,6 +35,7 @@ main() {
       npm_packages tests/conformance
       browser
       redis_server
+      ip_tool
       ;;
     interop)
       cmake_tool
@@ -212,6 +213,12 @@ envoy_proxy() {
     command -v envoy >/dev/null && return
   fi
   say "envoy is left out: install it to have it compared"
+}
+
+# Without it, the test that cuts a network in two is skipped, and says so. Only Linux has such networks.
+ip_tool() {
+  [ "$(uname -s)" != Linux ] || command -v ip >/dev/null || from_system iproute2 iproute iproute2 "" ||
+    say "without ip (iproute2), a test of tests/fleet.rs is skipped"
 }
 
 # python_packages NAME REQUIREMENTS MODULE: the Python that has the packages is target/tools/bin/python-NAME; what it is

@@ -10,6 +10,7 @@
 pub mod backend_process;
 pub mod mutant;
 pub mod mutation;
+pub mod network;
 pub mod process;
 pub mod redis;
 pub mod relay;
@@ -187,7 +188,8 @@ impl Backend {
         Self::listening_on(LOOPBACK, answer).await
     }
 
-    async fn listening_on(
+    /// The same on `address`.
+    pub async fn listening_on(
         address: SocketAddr,
         answer: impl Fn(Seen) -> Response + Clone + Send + Sync + 'static,
     ) -> Self {

@@ -1,11 +1,14 @@
 //! The built binary as a process of its own, and other programs that a test needs beside it.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use super::LOOPBACK;
+use super::network::Network;
 
 /// A proxy as it is shipped: the built binary with a configuration file.
 pub struct ProxyProcess {
@@ -36,7 +39,12 @@ impl ProxyProcess {
             command.envs(environment.iter().copied());
             command
         };
-        Self::run(keys, mcp, command).await
+        Self::run(LOOPBACK.ip(), keys, mcp, command).await
+    }
+
+    /// A proxy as [`start`](Self::start), at `address` in a network that is not this process's.
+    pub async fn inside(network: &Network, address: IpAddr, mcp: &str) -> Self {
+        Self::run(address, "", mcp, || network.command(binary())).await
     }
 
     /// A proxy as [`start`](Self::start), that may have `most` descriptors and is given fewer.
@@ -47,14 +55,14 @@ impl ProxyProcess {
             command.args(["-c", &limited]).arg(binary());
             command
         };
-        Self::run("", mcp, command).await
+        Self::run(LOOPBACK.ip(), "", mcp, command).await
     }
 
-    /// Runs `command` with `-c` and the file of its configuration.
-    async fn run(keys: &str, mcp: &str, command: impl Fn() -> Command) -> Self {
+    /// Runs `command` with `-c` and the file of its configuration, to listen on a port of `ip`.
+    async fn run(ip: IpAddr, keys: &str, mcp: &str, command: impl Fn() -> Command) -> Self {
         // Between this bind and the proxy's own, anybody may take the port; then another is tried.
         for _ in 0..5 {
-            let address = super::unused_address();
+            let address = SocketAddr::new(ip, super::unused_address().port());
             let configuration = scratch_file("yaml");
             std::fs::write(&configuration, document(address, keys, mcp)).unwrap();
 
@@ -211,9 +219,14 @@ impl Program {
         String::from_utf8_lossy(&std::fs::read(&self.output).unwrap()).into_owned()
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends it a signal, by the signal's name without `SIG`.
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
+        let pid = self.id().to_string();
         let kill = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(kill.unwrap().success());
     }

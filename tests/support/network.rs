@@ -1,0 +1,125 @@
+//! Networks of a test's own, with links between them that can be cut: namespaces of Linux.
+//!
+//! The test is a test of its program that is ignored, run once more as root of a network of its own;
+//! that takes no root here, where the system lets users have namespaces. All is gone with the last
+//! process that is in it.
+
+use std::env;
+use std::ffi::OsStr;
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use super::process::Program;
+
+/// Runs this program's test `named` in a network of its own, to its end, and returns all that it has
+/// written.
+///
+/// # Errors
+/// Why there can be none on this machine.
+pub async fn run_apart(named: &'static str) -> Result<String, String> {
+    let mut why = String::new();
+    for flags in [["--net", "--map-root-user"].as_slice(), &["--net"]] {
+        let unshare = |program: &OsStr, arguments: &[&str]| {
+            let mut command = Command::new("unshare");
+            command.args(flags).arg(program).args(arguments);
+            command
+        };
+        let link = ["link", "add", "one", "type", "veth"];
+        match unshare(OsStr::new("ip"), &link).output() {
+            Ok(tried) if tried.status.success() => {
+                let program = env::current_exe().unwrap();
+                let arguments = ["--exact", "--ignored", "--nocapture", named];
+                let mut test = unshare(program.as_os_str(), &arguments);
+                test.env(APART, "");
+                let ran = tokio::task::spawn_blocking(move || test.output()).await;
+                let ran = ran.unwrap().unwrap();
+                let written = [ran.stdout, ran.stderr].concat();
+                let written = String::from_utf8_lossy(&written).into_owned();
+                assert!(ran.status.success(), "{written}");
+                return Ok(written);
+            }
+            Ok(tried) => why = String::from_utf8_lossy(&tried.stderr).trim().to_owned(),
+            Err(error) => why = format!("unshare: {error}"),
+        }
+    }
+    Err(why)
+}
+
+/// Whether this process is in a network of its own. Makes its loopback usable, where it is.
+pub fn is_apart() -> bool {
+    let is_apart = env::var_os(APART).is_some();
+    if is_apart {
+        ip(&["link", "set", "lo", "up"]);
+    }
+    is_apart
+}
+
+/// A network that is linked to this process's, until it is dropped.
+pub struct Network {
+    /// What keeps it there.
+    program: Program,
+}
+
+impl Network {
+    pub async fn start() -> Self {
+        let mut command = Command::new("unshare");
+        let up = "ip link set lo up && echo up && exec sleep infinity";
+        let mut program = Program::start(command.args(["--net", "sh", "-c", up]));
+        let is_up = program.until(|program| program.log() == "up\n").await;
+        assert!(is_up, "{}", program.log());
+        Self { program }
+    }
+
+    /// The command that runs `program` in it.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        let id = self.program.id().to_string();
+        command.args(["--net", "--target", &id]).arg(program);
+        command
+    }
+
+    /// Links it to this process's network by a link `named` so, with an address at each end.
+    pub fn link(&self, named: &'static str, here: Ipv4Addr, there: Ipv4Addr) -> Link {
+        let id = self.program.id().to_string();
+        ip(&[
+            "link", "add", named, "type", "veth", "peer", "name", named, "netns", &id,
+        ]);
+        let [here, there] = [here, there].map(|address| format!("{address}/30"));
+        ip(&["address", "add", &here, "dev", named]);
+        ip(&["link", "set", named, "up"]);
+        for arguments in [
+            ["address", "add", &there, "dev", named].as_slice(),
+            &["link", "set", named, "up"],
+        ] {
+            run(self.command("ip").args(arguments));
+        }
+        Link(named)
+    }
+}
+
+/// A link between this process's network and another.
+pub struct Link(&'static str);
+
+impl Link {
+    /// From now on, what is sent over it vanishes, and nobody is told.
+    pub fn cut(&self) {
+        ip(&["link", "set", self.0, "down"]);
+    }
+
+    pub fn mend(&self) {
+        ip(&["link", "set", self.0, "up"]);
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    run(Command::new("ip").args(arguments));
+}
+
+fn run(command: &mut Command) {
+    let ran = command.output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{command:?}: {said}");
+}
+
+/// Is set in the environment of a process in a network of its own.
+const APART: &str = "NETWORK_APART";
