@@ -41,6 +41,7 @@ use tokio::task::JoinSet;
 // docs/operations.md, A fleet: what each failure costs.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_call_goes_astray_while_proxies_a_backend_and_the_store_die_and_come_back() {
+    let _alone = ALONE.lock().await;
     let mut fleet = Fleet::start().await;
     let world = Arc::clone(&fleet.world);
     let begun = Instant::now();
@@ -79,6 +80,7 @@ async fn no_call_goes_astray_while_proxies_a_backend_and_the_store_die_and_come_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_sessions_of_a_proxy_that_was_killed_are_each_ended_once() {
+    let _alone = ALONE.lock().await;
     // Those of the first must not end before the last is open, however slow the machine is.
     for idle in [4, 16, 64, 256].map(Duration::from_secs) {
         if all_are_ended_once(idle).await {
@@ -126,14 +128,14 @@ async fn all_are_ended_once(idle: Duration) -> bool {
         return false;
     }
 
-    within(
-        "the end of all at the backend, and of all that is kept of them",
-        async {
-            while ended.lock().unwrap().len() < 1000 || redis.ask::<u64>("DBSIZE").await > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        },
-    )
+    until_none_is_left(idle + PATIENCE * 6, async || {
+        let (ended, keys) = (
+            ended.lock().unwrap().len(),
+            redis.ask::<u64>("DBSIZE").await,
+        );
+        let is_left = ended < 1000 || keys > 0;
+        is_left.then(|| format!("{ended} sessions ended, {keys} keys in the store"))
+    })
     .await;
     let ended = ended.lock().unwrap().clone();
     let numbers: HashSet<String> = (0..1000).map(|number| format!("id-{number}")).collect();
@@ -393,13 +395,13 @@ impl Fleet {
         let upgraded = self.begin_upgrade(2).await;
         self.kill_proxy(KILLED).await;
         self.calls(300).await;
+        self.end_upgrade(upgraded).await;
         // The backend dies while there is one proxy less.
         self.kill_backend(0).await;
         self.calls(300).await;
         self.restart_backend(0).await;
         self.everybody_is_answered().await;
         self.start_proxy(KILLED).await;
-        self.end_upgrade(upgraded).await;
         self.everybody_is_answered().await;
         // A proxy that is restarted while the store is away knows no session.
         self.kill_store().await;
@@ -425,9 +427,12 @@ impl Fleet {
         assert_eq!(answered.len(), SESSIONS + SDK_CLIENTS);
         let count = |answered: &Arc<AtomicUsize>| answered.load(Ordering::SeqCst);
         let before: Vec<_> = answered.iter().map(count).collect();
-        until("an answer to each client", || {
-            let now = answered.iter().map(count);
-            now.zip(&before).all(|(now, before)| now > *before)
+        until_none_is_left(PATIENCE * 6, async || {
+            // The SDK's are the last of them.
+            let clients = 0..answered.len();
+            let is_waiting = |client: &usize| count(&answered[*client]) == before[*client];
+            let waiting: Vec<_> = clients.filter(is_waiting).collect();
+            (!waiting.is_empty()).then(|| format!("no answer to clients {waiting:?}"))
         })
         .await;
     }
@@ -541,21 +546,17 @@ impl Fleet {
 
     /// Waits until no session is left: at a backend, in the store, near a proxy.
     async fn is_empty(&self) {
-        within("the end of the last session", async {
-            loop {
-                let mut left = Vec::new();
-                for server in &self.servers {
-                    left.push(server.sessions().await as f64);
-                }
-                left.push(self.redis.ask::<u64>("DBSIZE").await as f64);
-                for member in &self.proxies {
-                    left.push(member.metric("pingora_mcp_backend_sessions").await);
-                }
-                if left.iter().all(|left| *left == 0.0) {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+        until_none_is_left(PATIENCE * 6, async || {
+            let mut left = Vec::new();
+            for server in &self.servers {
+                left.push(server.sessions().await as f64);
             }
+            left.push(self.redis.ask::<u64>("DBSIZE").await as f64);
+            for member in &self.proxies {
+                left.push(member.metric("pingora_mcp_backend_sessions").await);
+            }
+            let is_left = left.iter().any(|left| *left > 0.0);
+            is_left.then(|| format!("{left:?} at the servers, in the store, near the proxies"))
         })
         .await;
         for member in &self.proxies {
@@ -930,6 +931,16 @@ async fn balancer(world: &Arc<World>) -> SocketAddr {
     address
 }
 
+/// Waits until `left` says nothing any more, which takes as long as the machine is slow; after
+/// `limit`, its words end the test.
+async fn until_none_is_left(limit: Duration, left: impl AsyncFn() -> Option<String>) {
+    let begun = Instant::now();
+    while let Some(left) = left().await {
+        assert!(begun.elapsed() < limit, "{left}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 fn random(below: usize) -> usize {
     (uuid::Uuid::new_v4().as_u128() % below as u128) as usize
 }
@@ -1017,6 +1028,9 @@ impl ServerHandler for WhoAmI {
         ServerConfig::new(capabilities).with_server_info(Implementation::new(&self.0, "1"))
     }
 }
+
+/// Each of the large tests takes all of a machine.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 const SESSIONS: usize = 300;
 
