@@ -129,10 +129,8 @@ async fn all_are_ended_once(idle: Duration) -> bool {
     }
 
     until_none_is_left(idle + PATIENCE * 6, async || {
-        let (ended, keys) = (
-            ended.lock().unwrap().len(),
-            redis.ask::<u64>("DBSIZE").await,
-        );
+        let keys: u64 = redis.ask("DBSIZE").await;
+        let ended = ended.lock().unwrap().len();
         let is_left = ended < 1000 || keys > 0;
         is_left.then(|| format!("{ended} sessions ended, {keys} keys in the store"))
     })
@@ -351,7 +349,7 @@ fn configuration(
     let health = "      health: { backoff: 50ms, max_backoff: 100ms, slow_start: none }\n";
     format!(
         "{}{health}  admin: {{ address: {admin}, allow_network: true }}\n  drain: {{ streams_after: 100ms }}\n  \
-         sessions: {{ {limits}, store: {{ redis: {{ url: \"redis://{redis}\", keys: [{KEY}], timeout: {timeout:?} }} }} }}\n",
+         sessions: {{ {limits}, store: {{ redis: {{ url: \"redis://{redis}\", keys: [{KEY}], timeout: {timeout:?}, unready_when_away: true }} }} }}\n",
         route(backends)
     )
 }
