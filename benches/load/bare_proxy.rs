@@ -8,6 +8,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
+use mimalloc::MiMalloc;
 use pingora_core::Result;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::server::Server;
@@ -15,15 +16,19 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 fn main() -> std::result::Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let [plain, tls, certificate, key, backend] = &arguments[..] else {
         return Err("usage: bare_proxy PLAIN TLS CERTIFICATE KEY BACKEND".into());
     };
     let backend = backend.parse()?;
-    // One thread by default. The pool is as large as the others'.
+    // One thread by default. The pool is as large as the others', the runtime is pingora-mcp's.
     let conf = ServerConf {
         upstream_keepalive_pool_size: 1024,
+        work_stealing: false,
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);

@@ -124,7 +124,7 @@ fn versions(works: &[Work]) -> Vec<(Peer, String)> {
 /// When, where, and what is compared.
 fn head(versions: &[(Peer, String)], rounds: usize) -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now());
-    let uname = Command::new("uname").args(["-srm"]).output();
+    let uname = Command::new("uname").args(["-sm"]).output();
     let system = uname.map_or(String::new(), |output| {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     });
