@@ -115,21 +115,24 @@ impl Teller {
     }
 
     /// Has `session` ended at its backend, in one of the backend's `places`. Without, too many wait for
-    /// these.
+    /// these; what was claimed in a shared store is left to whoever claims it once the lease is over.
     async fn end(
         self: Arc<Self>,
         session: Binding,
         claim: Option<Claim>,
         places: Option<Arc<Semaphore>>,
     ) {
+        let Some(places) = places else {
+            if let Some(metrics) = &self.metrics {
+                metrics.session_reaped(Reaped::Dropped);
+            }
+            return;
+        };
         let authorization = match self.gateway.reaping() {
             Some(reaping) => reaping.take_authorization(&session).await,
             None => None,
         };
-        let outcome = match places {
-            Some(places) => self.tell(&session, authorization.as_ref(), &places).await,
-            None => Reaped::Dropped,
-        };
+        let outcome = self.tell(&session, authorization.as_ref(), &places).await;
         if let Some(metrics) = &self.metrics {
             metrics.session_reaped(outcome);
         }

@@ -118,8 +118,8 @@ pub(super) mod cause {
 /// How long a session that is over is kept for its backend to be told, in milliseconds.
 const GRACE: u64 = 60 * 60 * 1000;
 
-/// How long who claims a session has to settle it: longer than its backend is asked at the most, and
-/// others of that backend before it.
+/// How long who claims a session has to settle it: longer than its backend is asked at the most. Where
+/// more wait for that backend than it answers in this time, some are claimed and told of again.
 const LEASE: Duration = Duration::from_secs(15 * 60);
 
 /// A list lives for as long as anything on it. A write that takes no memory comes before any that
