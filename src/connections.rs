@@ -96,14 +96,14 @@ impl<A> Connections<A> {
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
-    /// Serves a connection to its end.
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+    /// Serves a connection to its end, or refuses it where it does not count, as there are too many.
+    async fn serve(&self, stream: Stream, held: Option<Held>, shutdown: &ShutdownWatch) {
         // Not the rules themselves: a connection that stays open would keep them, too.
         let (timeouts, max_header_size) = {
             let rules = self.gateway.rules();
             (rules.timeouts, rules.limits.max_header_size.0)
         };
-        let Some(held) = self.load.connections.hold() else {
+        let Some(held) = held else {
             let stream = self.shake_hands(stream, timeouts.tls_handshake.0);
             return Box::pin(self.refuse(stream, Rejection::ConnectionsFull)).await;
         };
@@ -144,8 +144,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
+        // Counted before: a process that ends waits for what is counted.
+        let held = self.load.connections.hold();
         let (connections, shutdown) = (Arc::clone(self), shutdown.clone());
-        tokio::spawn(async move { connections.serve(stream, &shutdown).await });
+        tokio::spawn(async move { connections.serve(stream, held, &shutdown).await });
         None
     }
 
