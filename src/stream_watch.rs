@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::gateway::Gateway;
@@ -32,12 +33,19 @@ impl StreamWatch {
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
-            // One after the other: there is time, and a shared store has others to answer.
+            let mut touched = JoinSet::new();
             for session in self.gateway.load().streams.sessions_now() {
-                if let Err(StoreError) = self.gateway.touch(session).await {
-                    log::debug!("the session of a stream not kept: the store is away");
+                if touched.len() == AT_A_TIME {
+                    touched.join_next().await;
                 }
+                let gateway = Arc::clone(&self.gateway);
+                touched.spawn(async move {
+                    if let Err(StoreError) = gateway.touch(session).await {
+                        log::debug!("the session of a stream not kept: the store is away");
+                    }
+                });
             }
+            while touched.join_next().await.is_some() {}
         }
     }
 }
@@ -51,6 +59,9 @@ impl BackgroundService for StreamWatch {
         }
     }
 }
+
+/// A shared store that is slow has others to answer, too.
+const AT_A_TIME: usize = 64;
 
 /// A session whose idle time is shorter than four of these ends in spite of its stream.
 const SHORTEST_TURN: Duration = Duration::from_millis(10);
