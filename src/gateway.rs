@@ -280,7 +280,7 @@ impl Gateway {
             }
             found => found?,
         };
-        if is_missing {
+        if is_missing && !backend.is_lost(self.lost_after) {
             self.adopt(id, &binding, route, exchange).await;
         }
         self.keep_authorization(&binding, exchange).await;
