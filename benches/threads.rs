@@ -58,17 +58,19 @@ fn sessions(criterion: &mut Criterion) {
 
 /// How long `threads` take that all do `work` and begin at the same time.
 fn together(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
-    let (work, all_here) = (&work, &Barrier::new(threads + 1));
-    let mut begun = Instant::now();
-    thread::scope(|scope| {
-        for thread in 0..threads {
+    let (work, all_here) = (&work, &Barrier::new(threads));
+    let begun = thread::scope(|scope| {
+        let spawned = (0..threads).map(|thread| {
             scope.spawn(move || {
                 all_here.wait();
+                let begun = Instant::now();
                 work(thread);
-            });
-        }
-        all_here.wait();
-        begun = Instant::now();
+                begun
+            })
+        });
+        let running: Vec<_> = spawned.collect();
+        let begun = running.into_iter().map(|thread| thread.join().unwrap());
+        begun.min().unwrap()
     });
     begun.elapsed()
 }

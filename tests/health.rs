@@ -195,7 +195,6 @@ async fn what_is_refused_here_does_not_count_as_the_one_that_tries_a_backend() {
     assert_eq!(ask(&url, &id).await.status(), 502);
 
     let _back = Backend::at(address, "id").await;
-    tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(listen().await.status(), 405);
     let denied = post(&url).header("mcp-session-id", &id);
     let denied = denied.body(r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#);
