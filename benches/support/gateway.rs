@@ -198,6 +198,7 @@ mcp:
   routes:
     - path: /mcp
       backends: [{{ name: local, url: \"http://127.0.0.1:3000/mcp\" }}]
+      limits: {{ max_requests_per_backend: none }}
       {key}
   sessions: {{ evict: oldest, max_per_client: none, max_new_per_client: none }}
 "
