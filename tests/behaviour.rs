@@ -5,12 +5,10 @@ mod support;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use http::Method;
-use pingora_mcp::mcp::ClientSessionId;
-use pingora_mcp::session::{Binding, MemoryStore, SessionSettings, SessionStore, StoreError};
+use pingora_mcp::session::{MemoryStore, SessionSettings};
 use support::{
-    Backend, Proxy, Seen, answer, ask, header, initialize, open_session, post, route,
+    Backend, Outage, Proxy, Seen, answer, ask, header, initialize, open_session, post, route,
     unused_address,
 };
 
@@ -572,24 +570,5 @@ impl DyingBackend {
     async fn die(self) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
-    }
-}
-
-/// A store that cannot be reached.
-#[derive(Debug)]
-struct Outage;
-
-#[async_trait]
-impl SessionStore for Outage {
-    async fn insert(&self, _: ClientSessionId, _: Binding) -> Result<(), StoreError> {
-        Err(StoreError)
-    }
-
-    async fn find(&self, _: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        Err(StoreError)
-    }
-
-    async fn remove(&self, _: ClientSessionId) -> Result<(), StoreError> {
-        Err(StoreError)
     }
 }

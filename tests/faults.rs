@@ -181,7 +181,7 @@ async fn meet(place: Place, backend: &mut BackendProcess) {
         seen += &client.trickle(second, BYTE_PAUSE).await;
     }
     if does == HalfCloses {
-        client.half_close().await;
+        client.finish_sending().await;
     }
     if does == StopsReading {
         // What has come is read once the proxy has given it up.
@@ -190,7 +190,7 @@ async fn meet(place: Place, backend: &mut BackendProcess) {
     if does == Resets {
         client.reset();
     } else {
-        seen += &client.rest().await;
+        seen += &client.until_end().await;
     }
     judge(sees, &seen, &fault);
     match fate {

@@ -31,7 +31,7 @@ use support::process::{Program, ProxyProcess};
 use support::redis::Redis;
 use support::{
     Backend, LOOPBACK, Seen, answer, ask, header, initialize, open_session, route, until,
-    unused_address, within,
+    until_asked, unused_address, within,
 };
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -314,10 +314,8 @@ impl Member {
     }
 
     async fn until_ready_is(&self, status: u16) {
-        within("another answer of /readyz", async {
-            while self.ready().await != status {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+        until_asked("another answer of /readyz", async || {
+            self.ready().await == status
         })
         .await;
     }

@@ -275,7 +275,7 @@ async fn where_both_are_spoken_a_client_has_no_more_time_for_its_first_header() 
     ] {
         let mut client = Wire::connect(proxy.address).await;
         client.send(said).await;
-        let answer = client.rest().await;
+        let answer = client.until_end().await;
         assert!(answer.starts_with(answered), "{said:?} {answer}");
         assert_eq!(answer.is_empty(), said.is_empty());
     }

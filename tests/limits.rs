@@ -47,7 +47,7 @@ async fn a_header_in_time_may_come_byte_by_byte() {
 async fn a_connection_without_a_request_is_closed_without_a_word() {
     let proxy = without_backend("  timeouts: { first_byte: 200ms }\n");
     let client = Wire::connect(proxy.address).await;
-    assert_eq!(client.rest().await, "");
+    assert_eq!(client.until_end().await, "");
     all_is_over(&proxy.load).await;
 }
 
@@ -63,7 +63,7 @@ async fn an_idle_connection_is_closed_when_its_time_is_up_and_serves_until_then(
         // It is idle for longer than a header may take.
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
-    assert_eq!(client.rest().await, "");
+    assert_eq!(client.until_end().await, "");
     all_is_over(&proxy.load).await;
 }
 
@@ -162,7 +162,7 @@ async fn a_silent_stream_ends_in_order_at_its_age() {
             client.receive("0\r\n\r\n").await,
             "7\r\ndata: 1\r\n0\r\n\r\n"
         );
-        assert_eq!(client.rest().await, "");
+        assert_eq!(client.until_end().await, "");
         backend.until_closed().await;
         all_is_over(&proxy.load).await;
     }
@@ -184,7 +184,7 @@ async fn all_streams_are_ended_in_order_at_once_and_no_new_one_stays() {
     let (proxy, backend, mut client) = stream(&listener, "", GET).await;
     client.receive("7\r\ndata: 1\r\n").await;
     proxy.load.end_streams();
-    assert_eq!(client.rest().await, "0\r\n\r\n");
+    assert_eq!(client.until_end().await, "0\r\n\r\n");
     backend.until_closed().await;
     all_is_over(&proxy.load).await;
 
@@ -225,7 +225,7 @@ async fn a_body_that_becomes_too_long_is_cut_at_the_backend_and_413() {
     client.send_chunk(b"").await;
     let told = client.receive("\r\n\r\n{").await;
     assert!(told.starts_with("HTTP/1.1 413 "), "{told}");
-    let more = backend.rest().await;
+    let more = backend.until_end().await;
     assert!(
         !more.contains('x') && !more.ends_with("0\r\n\r\n"),
         "{more:?}"
@@ -281,7 +281,7 @@ async fn a_header_without_end_is_431() {
     let mut client = Wire::connect(proxy.address).await;
     client.send("POST /mcp HTTP/1.1\r\nX: ").await;
     client.send(&"x".repeat(200 * 1024)).await;
-    let told = client.rest().await;
+    let told = client.until_end().await;
     assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
     all_is_over(&proxy.load).await;
     assert_eq!(refusals(&proxy.load, Rejection::HeaderTooLarge), 1);
@@ -300,8 +300,8 @@ async fn one_connection_too_many_is_503_until_another_is_closed() {
     }
     let mut refused = Wire::connect(proxy.address).await;
     refused.send(POST).await;
-    refused.half_close().await;
-    let told = refused.rest().await;
+    refused.finish_sending().await;
+    let told = refused.until_end().await;
     assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
     assert!(told.contains("urn:pingora-mcp:problem:connections-full"));
     assert_eq!(proxy.load.connections(), 2);
@@ -326,7 +326,7 @@ async fn no_more_connections_are_taken_than_there_are_descriptors_for() {
     // None says a word: those that have a place are closed for it in the end, without an answer.
     let mut refused = 0;
     for client in clients {
-        refused += usize::from(client.rest().await.starts_with("HTTP/1.1 503 "));
+        refused += usize::from(client.until_end().await.starts_with("HTTP/1.1 503 "));
     }
     // The one that looked whether the proxy listens may still have had a place.
     assert!(matches!(refused, 44 | 45), "{refused}");

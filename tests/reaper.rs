@@ -26,7 +26,8 @@ use pingora_mcp::{Gateway, Settings, server};
 use support::process::ProxyProcess;
 use support::wire::Wire;
 use support::{
-    Backend, Proxy, Seen, answer, ask, header, initialize, open_session, route, until, within,
+    Backend, Proxy, Seen, answer, ask, header, initialize, open_session, route, until, until_asked,
+    within,
 };
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -248,10 +249,8 @@ async fn sessions_beyond_those_that_may_wait_are_counted_and_left() {
         put(&proxy.gateway, "b0", &format!("session-{number}")).await;
     }
     let store = proxy.gateway.store();
-    within("the end of all", async {
-        while store.census().await.live != Some(0) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    until_asked("the end of all", async || {
+        store.census().await.live == Some(0)
     })
     .await;
     assert_eq!(store.census().await.dropped, 7);

@@ -249,18 +249,18 @@ async fn a_new_connection_gets_the_new_limits_of_a_connection() {
     let long = format!("POST /mcp HTTP/1.1\r\nX-Long: {}", "x".repeat(10_000));
     let mut client = Wire::connect(proxy.address).await;
     client.send(&long).await;
-    client.half_close().await;
-    let told = client.rest().await;
+    client.finish_sending().await;
+    let told = client.until_end().await;
     assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
     let silent = Wire::connect(proxy.address).await;
-    assert_eq!(silent.rest().await, "");
+    assert_eq!(silent.until_end().await, "");
 
     proxy
         .reload(&(mcp.clone() + "  timeouts: { header: 200ms }\n"))
         .await;
     let mut slow = Wire::connect(proxy.address).await;
     slow.send("POST").await;
-    let told = slow.rest().await;
+    let told = slow.until_end().await;
     assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
 
     proxy
@@ -268,7 +268,7 @@ async fn a_new_connection_gets_the_new_limits_of_a_connection() {
         .await;
     let mut idle = Wire::connect(proxy.address).await;
     idle.send(POST).await;
-    let told = idle.rest().await;
+    let told = idle.until_end().await;
     assert!(told.starts_with("HTTP/1.1 502 "), "{told}");
 }
 

@@ -12,12 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use demo::demo_server;
 use http::HeaderValue;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_mcp::mcp::ClientSessionId;
-use pingora_mcp::session::{Binding, MemoryStore, SessionSettings, SessionStore, StoreError};
+use pingora_mcp::session::{MemoryStore, SessionSettings, SessionStore};
 use pingora_mcp::{Connection, Exchange, Gateway, Rejection, Settings, server};
 use rmcp::ServiceExt;
 use rmcp::model::CallToolRequestParams;
@@ -25,7 +24,8 @@ use rmcp::transport::StreamableHttpClientTransport;
 use serde_json::{Value, json};
 use support::process::ProxyProcess;
 use support::{
-    Backend, Proxy, Seen, answer, ask, header, initialize, open_session, post, route, until, within,
+    Backend, Outage, Proxy, Seen, answer, ask, header, initialize, open_session, post, route,
+    until, within,
 };
 
 #[tokio::test]
@@ -669,25 +669,6 @@ fn request(id: Option<&[u8]>) -> RequestHeader {
 fn memory(settings: &str) -> Arc<MemoryStore> {
     let settings: SessionSettings = serde_saphyr::from_str(settings).unwrap();
     Arc::new(MemoryStore::new(settings))
-}
-
-/// A store that cannot be reached.
-#[derive(Debug)]
-struct Outage;
-
-#[async_trait]
-impl SessionStore for Outage {
-    async fn insert(&self, _: ClientSessionId, _: Binding) -> Result<(), StoreError> {
-        Err(StoreError)
-    }
-
-    async fn find(&self, _: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        Err(StoreError)
-    }
-
-    async fn remove(&self, _: ClientSessionId) -> Result<(), StoreError> {
-        Err(StoreError)
-    }
 }
 
 const KEY: &str = "5a0c6f1e7d93b824f6e1d0c9b8a73625";

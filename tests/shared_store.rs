@@ -20,7 +20,8 @@ use support::process::ProxyProcess;
 use support::redis::{Cluster, Redis};
 use support::tls::{Authority, Files};
 use support::{
-    Backend, ask, header, initialize, open_session, route, until, unused_address, within,
+    Backend, ask, header, initialize, open_session, route, until, until_asked, unused_address,
+    within,
 };
 use tokio::task::JoinSet;
 
@@ -77,10 +78,8 @@ async fn near_sessions_are_counted_by_their_backend_until_they_are_gone() {
     assert_eq!(other.sessions_at(&route, &backend), 3);
     one.remove(id).await.unwrap();
     assert_eq!(one.sessions_at(&route, &backend), 1);
-    within("what another store hears", async {
-        while other.sessions_at(&route, &backend) != 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    until("what another store hears", || {
+        other.sessions_at(&route, &backend) == 2
     })
     .await;
 }
@@ -117,10 +116,8 @@ async fn a_session_that_is_adopted_is_as_old_as_it_is_and_no_new_one() {
         store.adopt(id, binding.clone(), client).await.unwrap();
         assert_eq!(store.find(id).await, Ok(Some(binding)));
         if position == 2 {
-            within("the end of its lifetime", async {
-                while store.find(id).await != Ok(None) {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
+            until_asked("the end of its lifetime", async || {
+                store.find(id).await == Ok(None)
             })
             .await;
         }
@@ -392,10 +389,8 @@ async fn bounds_count_what_this_proxy_opened() {
     assert_eq!(other.check_room(client).await, Ok(()));
     // One that ends anywhere makes room.
     other.remove(first).await.unwrap();
-    within("room for another", async {
-        while one.check_room(client).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    until_asked("room for another", async || {
+        one.check_room(client).await.is_ok()
     })
     .await;
     open(&one, client).await.unwrap();
@@ -480,10 +475,8 @@ async fn no_operation_waits_for_ever_however_many_there_are() {
     within("an answer to each", waiting.join_all()).await;
     until("an outage", || !store.is_reached()).await;
     redis.thaw();
-    within("the store", async {
-        while store.find(ClientSessionId::mint()).await != Ok(None) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    until_asked("the store", async || {
+        store.find(ClientSessionId::mint()).await == Ok(None)
     })
     .await;
 }
@@ -493,14 +486,10 @@ async fn a_sentinel_leads_to_the_master_and_to_the_next() {
     let mut master = Redis::start().await;
     let port = master.address.port().to_string();
     let next = Redis::with(&[&format!("replicaof 127.0.0.1 {port}")]).await;
-    within("a replica", async {
-        while !next
-            .ask::<String>("INFO replication")
+    until_asked("a replica", async || {
+        next.ask::<String>("INFO replication")
             .await
             .contains("master_link_status:up")
-        {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     })
     .await;
     let sentinel = Redis::sentinel(&[
@@ -515,10 +504,8 @@ async fn a_sentinel_leads_to_the_master_and_to_the_next() {
     );
     let store = at(&servers, "", OLD);
     let id = ClientSessionId::mint();
-    within("the master", async {
-        while store.open(id, binding(0), None).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    until_asked("the master", async || {
+        store.open(id, binding(0), None).await.is_ok()
     })
     .await;
     let replicated = async {
@@ -736,10 +723,8 @@ async fn a_full_store_refuses_new_sessions_and_finds_those_that_are_there() {
         assert_eq!(fleet.backend.seen().len(), asked);
     }
     fleet.redis.ask::<()>("CONFIG SET maxmemory 0").await;
-    within("room", async {
-        while initialize(&url).send().await.unwrap().status() != 200 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    until_asked("room", async || {
+        initialize(&url).send().await.unwrap().status() == 200
     })
     .await;
 }
@@ -761,24 +746,14 @@ async fn a_proxy_starts_without_its_store_and_uses_it_when_that_is_there() {
     redis.kill().await;
     let mut fleet = Fleet::of(redis).await;
     let url = fleet.proxy.url("/mcp");
-    within("its first try", async {
-        while fleet.says_store().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until_asked("its first try", async || !fleet.says_store().await).await;
     // Whether its backends give sessions, a proxy learns from the first that they give.
     for _ in 0..3 {
         assert_eq!(initialize(&url).send().await.unwrap().status(), 503);
         assert_eq!(fleet.backend.seen().len(), 1);
     }
     fleet.redis.restart().await;
-    within("the store", async {
-        while !fleet.says_store().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until_asked("the store", async || fleet.says_store().await).await;
     open_session(&url).await;
     let log = fleet.proxy.log();
     assert_eq!(log.matches("the session store is").count(), 2, "{log}");
@@ -797,10 +772,8 @@ async fn where_it_is_asked_for_a_proxy_whose_store_is_away_is_not_ready() {
         unused_address(),
     );
     let _proxy = ProxyProcess::start(&yaml).await;
-    within("'store' at /readyz", async {
-        while readiness(admin).await != (503, "store\n".to_owned()) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    until_asked("'store' at /readyz", async || {
+        readiness(admin).await == (503, "store\n".to_owned())
     })
     .await;
     let status = reqwest::get(format!("http://{admin}/status"))
@@ -884,10 +857,8 @@ impl Fleet {
         assert_eq!(unknown.status(), 503);
         assert!(header(unknown.headers(), "retry-after").is_some());
         assert_eq!(ask(&url, near).await.status(), 200);
-        within("the word of it at /readyz", async {
-            while self.says_store().await {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+        until_asked("the word of it at /readyz", async || {
+            !self.says_store().await
         })
         .await;
         let asked = self.backend.seen().len();
@@ -905,12 +876,7 @@ impl Fleet {
     /// All goes on, and of all that happened the log has three lines.
     async fn is_back(&mut self, near: &str, far: &str) {
         let url = self.proxy.url("/mcp");
-        within("the store", async {
-            while !self.says_store().await {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        until_asked("the store", async || self.says_store().await).await;
         assert_eq!(ask(&url, far).await.status(), 200);
         assert_eq!(ask(&url, near).await.status(), 200);
         open_session(&url).await;
@@ -1041,10 +1007,8 @@ const LIFETIME: Duration = Duration::from_millis(600);
 
 /// Waits until a store finds what it is to find, which it may hear of later.
 async fn until_found(store: &SharedStore, id: ClientSessionId, expected: Option<Binding>) {
-    within("what another store has done", async {
-        while store.find(id).await != Ok(expected.clone()) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+    until_asked("what another store has done", async || {
+        store.find(id).await == Ok(expected.clone())
     })
     .await;
 }

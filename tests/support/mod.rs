@@ -24,6 +24,7 @@ use std::os::fd::IntoRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::Response;
@@ -32,9 +33,10 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{Fds, ListenFds};
 use pingora_core::services::Service;
 use pingora_core::services::background::BackgroundService;
+use pingora_mcp::mcp::ClientSessionId;
 use pingora_mcp::metrics::Metrics;
 use pingora_mcp::reaper::Reaper;
-use pingora_mcp::session::SessionStore;
+use pingora_mcp::session::{Binding, SessionStore, StoreError};
 use pingora_mcp::tls::CertificateWatch;
 use pingora_mcp::{Gateway, Load, Settings, server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -304,8 +306,13 @@ pub async fn within<T>(what: &str, awaited: impl Future<Output = T>) -> T {
 
 /// Waits until `is_so`, which nothing tells of.
 pub async fn until(what: &str, is_so: impl Fn() -> bool) {
+    until_asked(what, async || is_so()).await;
+}
+
+/// As [`until`], where the answer takes a moment.
+pub async fn until_asked(what: &str, is_so: impl AsyncFn() -> bool) {
     within(what, async {
-        while !is_so() {
+        while !is_so().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -366,3 +373,22 @@ pub fn unused_address() -> SocketAddr {
 }
 
 pub const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// A store that cannot be reached.
+#[derive(Debug)]
+pub struct Outage;
+
+#[async_trait]
+impl SessionStore for Outage {
+    async fn insert(&self, _: ClientSessionId, _: Binding) -> Result<(), StoreError> {
+        Err(StoreError)
+    }
+
+    async fn find(&self, _: ClientSessionId) -> Result<Option<Binding>, StoreError> {
+        Err(StoreError)
+    }
+
+    async fn remove(&self, _: ClientSessionId) -> Result<(), StoreError> {
+        Err(StoreError)
+    }
+}

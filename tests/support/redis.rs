@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use redis::FromRedisValue;
 
 use super::process::{Program, scratch_file};
-use super::{unused_address, within};
+use super::{until_asked, unused_address};
 
 /// A server that runs until it is dropped.
 pub struct Redis {
@@ -140,14 +139,10 @@ impl Cluster {
         let mut create = Program::start(&mut create);
         assert_eq!(create.ended().await, Some(0), "{}", create.log());
         for node in &nodes {
-            within("a cluster", async {
-                while !node
-                    .ask::<String>("CLUSTER INFO")
+            until_asked("a cluster", async || {
+                node.ask::<String>("CLUSTER INFO")
                     .await
                     .contains("cluster_state:ok")
-                {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
             })
             .await;
         }

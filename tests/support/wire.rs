@@ -129,18 +129,6 @@ impl Wire {
         String::from_utf8(std::mem::take(&mut self.received)).unwrap()
     }
 
-    /// Says that nothing more will be sent.
-    pub async fn half_close(&mut self) {
-        self.stream.shutdown().await.unwrap();
-    }
-
-    /// All that arrives until the other end closes.
-    pub async fn rest(mut self) -> String {
-        let what = "the end of the connection";
-        while let Ok(1..) = within(what, self.stream.read_buf(&mut self.received)).await {}
-        String::from_utf8(self.received).unwrap()
-    }
-
     /// Closes the connection in order: all that was sent arrives before its end.
     pub async fn close(mut self) {
         self.stream.shutdown().await.unwrap();
