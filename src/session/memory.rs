@@ -215,8 +215,11 @@ impl MemoryStore {
         }
     }
 
-    /// A session was in use until its lifetime was over.
-    fn outlived(&self, entry: Entry) {
+    /// Forgets a session that was in use until its lifetime was over.
+    async fn forget_outlived(&self, id: ClientSessionId) {
+        let Some(entry) = self.cache.remove(&id).await else {
+            return;
+        };
         lock(&self.counts).note(Cause::Lifetime);
         if let Some(waiting) = &self.waiting {
             waiting.push(entry.into_binding());
@@ -233,8 +236,13 @@ impl MemoryStore {
 impl SessionStore for MemoryStore {
     async fn insert(&self, id: ClientSessionId, binding: Binding) -> Result<(), StoreError> {
         let (client, ends) = match self.cache.get(&id).await {
-            Some(known) => (known.client, known.ends),
-            None => (None, self.now().after(self.lifetime)),
+            Some(known) if self.now() < known.ends => (known.client, known.ends),
+            known => {
+                if known.is_some() {
+                    self.forget_outlived(id).await;
+                }
+                (None, self.now().after(self.lifetime))
+            }
         };
         let home = lock(&self.counts).add(&binding, client);
         self.put(id, Entry::new(home, binding, client, ends)).await;
@@ -289,9 +297,7 @@ impl SessionStore for MemoryStore {
             return Ok(None);
         };
         if self.now() >= entry.ends {
-            if let Some(entry) = self.cache.remove(&id).await {
-                self.outlived(entry);
-            }
+            self.forget_outlived(id).await;
             return Ok(None);
         }
         Ok(Some(entry.into_binding()))
