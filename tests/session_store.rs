@@ -1,23 +1,33 @@
-//! What every session store must do: random operations on it and on a plain map agree.
+//! The session store in memory: it is as the model of any store says, keeps its bounds, and knows what
+//! it has forgotten.
 
-use std::collections::HashMap;
+mod support;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
-use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
+use pingora_mcp::mcp::ClientSessionId;
 use pingora_mcp::session::{
     Binding, ClientNetwork, MemoryStore, OpenError, Opened, SessionSettings, SessionStore,
 };
+use proptest::collection::vec;
 use proptest::prelude::*;
+use support::session_model::{Limits, Model, binding};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_memory_store_agrees_with_a_map(steps in proptest::collection::vec(step(), 1..60)) {
-        check(Arc::new(MemoryStore::new(settings())), steps);
+    fn the_memory_store_agrees_with_a_map(steps in vec(LIMITS.step(), 1..60)) {
+        let store = MemoryStore::new(with_yaml(&format!("{{ {} }}", LIMITS.yaml())));
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().build().unwrap().block_on(async {
+            let mut model = Model::of(&store, LIMITS);
+            for step in steps {
+                model.take(step).await;
+            }
+        });
     }
 }
 
@@ -327,97 +337,6 @@ async fn concurrent_use_loses_nothing() {
     assert_eq!(store.len(), 16 * 250);
 }
 
-/// An operation on one of a few sessions.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Insert(usize, usize),
-    Find(usize),
-    Remove(usize),
-    Wait(Duration),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        3 => (0..SESSIONS, 0..100usize).prop_map(|(session, to)| Step::Insert(session, to)),
-        5 => (0..SESSIONS).prop_map(Step::Find),
-        2 => (0..SESSIONS).prop_map(Step::Remove),
-        1 => prop_oneof![Just(IDLE / 3), Just(IDLE * 2)].prop_map(Step::Wait),
-    ]
-}
-
-/// What the model knows of a session: where it goes, and between which two moments its idle time
-/// and its lifetime began. Between the two answers that these allow, either is right.
-struct Entry {
-    binding: Binding,
-    opened: (Instant, Instant),
-    used: (Instant, Instant),
-}
-
-impl Entry {
-    fn must_be_gone(&self, now: Instant) -> bool {
-        now >= self.used.1 + IDLE || now >= self.opened.1 + LIFETIME
-    }
-
-    fn may_be_gone(&self, now: Instant) -> bool {
-        now >= self.used.0 + IDLE || now >= self.opened.0 + LIFETIME
-    }
-}
-
-fn check(store: Arc<dyn SessionStore>, steps: Vec<Step>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let ids: Vec<_> = (0..SESSIONS).map(|_| ClientSessionId::mint()).collect();
-        let mut model: HashMap<usize, Entry> = HashMap::new();
-        for step in steps {
-            let before = Instant::now();
-            match step {
-                Step::Insert(session, to) => {
-                    store.insert(ids[session], binding(to)).await.unwrap();
-                    let span = (before, Instant::now());
-                    let entry = Entry {
-                        binding: binding(to),
-                        opened: span,
-                        used: span,
-                    };
-                    model.insert(session, entry);
-                }
-                Step::Find(session) => {
-                    let found = store.find(ids[session]).await.unwrap();
-                    let after = Instant::now();
-                    match (found, model.get_mut(&session)) {
-                        (Some(found), Some(entry)) => {
-                            assert!(!entry.must_be_gone(before), "{step:?} found an expired one");
-                            assert_eq!(found, entry.binding);
-                            entry.used = (before, after);
-                        }
-                        (None, Some(entry)) => {
-                            assert!(entry.may_be_gone(after), "{step:?} lost a living one");
-                            model.remove(&session);
-                        }
-                        (found, None) => assert_eq!(found, None, "{step:?}"),
-                    }
-                }
-                Step::Remove(session) => {
-                    store.remove(ids[session]).await.unwrap();
-                    model.remove(&session);
-                }
-                Step::Wait(time) => tokio::time::sleep(time).await,
-            }
-        }
-    });
-}
-
-const SESSIONS: usize = 5;
-const IDLE: Duration = Duration::from_millis(30);
-const LIFETIME: Duration = Duration::from_millis(90);
-
-fn settings() -> SessionSettings {
-    with_yaml("{ idle_timeout: 30ms, lifetime: 90ms }")
-}
-
 /// A binding to a session that was opened so many minutes ago.
 fn opened_before(minutes: u64) -> Binding {
     let opened = Opened::now().milliseconds() - minutes * 60_000;
@@ -431,13 +350,8 @@ fn with_yaml(yaml: &str) -> SessionSettings {
     serde_saphyr::from_str(yaml).unwrap()
 }
 
-fn binding(position: usize) -> Binding {
-    let id = HeaderValue::try_from(format!("backend-session-{position}")).unwrap();
-    Binding {
-        route: "/mcp".parse().unwrap(),
-        backend: "local".parse().unwrap(),
-        session: BackendSessionId::try_from(&id).unwrap(),
-        opened: Opened::from_milliseconds(0),
-        seal: None,
-    }
-}
+const LIMITS: Limits = Limits {
+    idle: Duration::from_millis(20),
+    latest_idle: Duration::from_millis(20),
+    lifetime: Duration::from_millis(30),
+};

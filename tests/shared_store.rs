@@ -3,12 +3,12 @@
 
 mod support;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, StatusCode};
-use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
+use http::StatusCode;
+use pingora_mcp::mcp::ClientSessionId;
 use pingora_mcp::session::{
     Abandoned, Binding, ClientNetwork, OpenError, Opened, SessionSettings, SessionStore,
     SharedStore, StoreError, StoreSettings,
@@ -18,6 +18,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use support::process::ProxyProcess;
 use support::redis::{Cluster, Redis};
+use support::session_model::{Limits, Model, Step, binding};
 use support::tls::{Authority, Files};
 use support::{
     Backend, ask, header, initialize, open_session, route, until, until_asked, unused_address,
@@ -29,11 +30,22 @@ use tokio::task::JoinSet;
 async fn the_shared_store_agrees_with_a_map_whatever_becomes_of_its_connection() {
     let redis = Redis::start().await;
     let mut runner = TestRunner::deterministic();
-    let steps = proptest::collection::vec(step(), 1..60);
+    let events = proptest::collection::vec(event(), 1..60);
     for _ in 0..12 {
-        let steps = steps.new_tree(&mut runner).unwrap().current();
-        let store = store(&redis.url(), "idle_timeout: 200ms, lifetime: 600ms");
-        check(&redis, &store, steps).await;
+        let events = events.new_tree(&mut runner).unwrap().current();
+        let store = store(&redis.url(), &LIMITS.yaml());
+        let mut model = Model::of(&store, LIMITS);
+        for event in events {
+            match event {
+                Event::Step(step) => model.take(step).await,
+                Event::Cut => _ = redis.ask::<u64>("CLIENT KILL TYPE pubsub").await,
+                Event::Freeze => {
+                    redis.freeze();
+                    tokio::time::sleep(LIMITS.idle / 4).await;
+                    redis.thaw();
+                }
+            }
+        }
     }
 }
 
@@ -898,112 +910,28 @@ fn operation(operation: &str, outcome: &str) -> String {
     format!("{name}{{operation=\"{operation}\",outcome=\"{outcome}\"}}")
 }
 
-/// An operation on one of a few sessions, or what becomes of the connection.
+/// A step, or what becomes of the connection.
 #[derive(Clone, Copy, Debug)]
-enum Step {
-    Insert(usize, usize),
-    Find(usize),
-    Remove(usize),
-    Wait(Duration),
+enum Event {
+    Step(Step),
     Cut,
-    Freeze(Duration),
+    Freeze,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        3 => (0..SESSIONS, 0..100usize).prop_map(|(session, to)| Step::Insert(session, to)),
-        5 => (0..SESSIONS).prop_map(Step::Find),
-        2 => (0..SESSIONS).prop_map(Step::Remove),
-        1 => prop_oneof![Just(IDLE / 3), Just(IDLE * 2)].prop_map(Step::Wait),
-        1 => Just(Step::Cut),
-        1 => Just(Step::Freeze(IDLE / 4)),
+        11 => LIMITS.step().prop_map(Event::Step),
+        1 => Just(Event::Cut),
+        1 => Just(Event::Freeze),
     ]
 }
 
-/// What the model knows of a session: where it goes, and between which two moments its idle time
-/// and its lifetime began. Between the two answers that these allow, either is right.
-struct Entry {
-    binding: Binding,
-    opened: (Instant, Instant),
-    used: (Instant, Instant),
-}
-
-impl Entry {
-    fn must_be_gone(&self, now: Instant) -> bool {
-        now >= self.used.1 + IDLE * 5 / 4 || now >= self.opened.1 + LIFETIME
-    }
-
-    /// Its idle time, and a quarter, may have been refreshed a quarter before it was last used.
-    fn may_be_gone(&self, now: Instant) -> bool {
-        now >= self.used.0 + IDLE || now >= self.opened.0 + LIFETIME
-    }
-}
-
-async fn check(redis: &Redis, store: &SharedStore, steps: Vec<Step>) {
-    let ids: Vec<_> = (0..SESSIONS).map(|_| ClientSessionId::mint()).collect();
-    let mut model: HashMap<usize, Entry> = HashMap::new();
-    for step in steps {
-        let before = Instant::now();
-        match step {
-            Step::Insert(session, to) => {
-                store.insert(ids[session], binding(to)).await.unwrap();
-                let span = (before, Instant::now());
-                let former = model.remove(&session);
-                // Of one that may have been over, it is not known whether it began anew.
-                let opened = match former {
-                    Some(entry) if entry.must_be_gone(before) => span,
-                    Some(entry) if entry.may_be_gone(span.1) => (entry.opened.0, span.1),
-                    Some(entry) => entry.opened,
-                    None => span,
-                };
-                let entry = Entry {
-                    binding: binding(to),
-                    opened,
-                    used: span,
-                };
-                model.insert(session, entry);
-            }
-            Step::Find(session) => {
-                let found = store.find(ids[session]).await.unwrap();
-                // Its idle time may begin anew a moment later, by a question before these.
-                for _ in 0..2 {
-                    tokio::task::yield_now().await;
-                    assert_eq!(store.find(ClientSessionId::mint()).await, Ok(None));
-                }
-                let after = Instant::now();
-                match (found, model.get_mut(&session)) {
-                    (Some(found), Some(entry)) => {
-                        assert!(!entry.must_be_gone(before), "{step:?} found an expired one");
-                        assert_eq!(found, entry.binding);
-                        entry.used = (before, after);
-                    }
-                    (None, Some(entry)) => {
-                        assert!(entry.may_be_gone(after), "{step:?} lost a living one");
-                        model.remove(&session);
-                    }
-                    (found, None) => assert_eq!(found, None, "{step:?}"),
-                }
-            }
-            Step::Remove(session) => {
-                store.remove(ids[session]).await.unwrap();
-                model.remove(&session);
-            }
-            Step::Wait(time) => tokio::time::sleep(time).await,
-            Step::Cut => {
-                let _: u64 = redis.ask("CLIENT KILL TYPE pubsub").await;
-            }
-            Step::Freeze(time) => {
-                redis.freeze();
-                tokio::time::sleep(time).await;
-                redis.thaw();
-            }
-        }
-    }
-}
-
-const SESSIONS: usize = 5;
-const IDLE: Duration = Duration::from_millis(200);
-const LIFETIME: Duration = Duration::from_millis(600);
+const LIMITS: Limits = Limits {
+    idle: Duration::from_millis(200),
+    // Its idle time, and a quarter, may have been refreshed when it was last used.
+    latest_idle: Duration::from_millis(250),
+    lifetime: Duration::from_millis(300),
+};
 
 /// Waits until a store finds what it is to find, which it may hear of later.
 async fn until_found(store: &SharedStore, id: ClientSessionId, expected: Option<Binding>) {
@@ -1044,17 +972,6 @@ fn at(servers: &str, limits: &str, keys: &str) -> SharedStore {
         panic!("another store");
     };
     SharedStore::new((**redis).clone(), &settings)
-}
-
-fn binding(position: usize) -> Binding {
-    let id = HeaderValue::try_from(format!("backend-session-{position}")).unwrap();
-    Binding {
-        route: "/mcp".parse().unwrap(),
-        backend: "local".parse().unwrap(),
-        session: BackendSessionId::try_from(&id).unwrap(),
-        opened: Opened::from_milliseconds(0),
-        seal: None,
-    }
 }
 
 fn position(binding: &Binding) -> usize {

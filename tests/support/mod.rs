@@ -14,6 +14,7 @@ pub mod network;
 pub mod process;
 pub mod redis;
 pub mod relay;
+pub mod session_model;
 pub mod tls;
 pub mod typescript;
 pub mod wire;
