@@ -1,5 +1,5 @@
-//! The session store in memory: it is as the model of any store says, keeps its bounds, and knows what
-//! it has forgotten.
+//! The session store in memory: it is as the model of any store says, keeps its bounds, and knows
+//! what it has forgotten.
 
 mod support;
 
@@ -14,6 +14,7 @@ use pingora_mcp::session::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 use support::session_model::{Limits, Model, binding};
+use support::{until_asked, within};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
@@ -123,11 +124,10 @@ async fn a_session_that_expired_makes_room_for_another() {
     ));
     let client = Some(client([192, 0, 2, 1]));
     assert_eq!(open(&store, client).await, Ok(()));
-    let opened = Instant::now();
-    while store.check_room(client).await.is_err() {
-        assert!(opened.elapsed() < Duration::from_secs(10), "it lives on");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until_asked("the end of its idle time", async || {
+        store.check_room(client).await.is_ok()
+    })
+    .await;
     assert_eq!(open(&store, client).await, Ok(()));
 }
 
@@ -189,10 +189,10 @@ async fn a_lifetime_ends_a_session_that_is_in_use() {
     let id = ClientSessionId::mint();
     let opened = Instant::now();
     store.insert(id, binding(0)).await.unwrap();
-    while store.find(id).await.unwrap().is_some() {
-        assert!(opened.elapsed() < Duration::from_secs(10), "it lives on");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until_asked("the end of its lifetime", async || {
+        store.find(id).await == Ok(None)
+    })
+    .await;
     assert!(opened.elapsed() >= Duration::from_millis(200));
 }
 
@@ -202,11 +202,14 @@ async fn a_session_that_is_bound_anew_lives_no_longer() {
     let id = ClientSessionId::mint();
     let opened = Instant::now();
     store.insert(id, binding(0)).await.unwrap();
-    while store.find(id).await.unwrap().is_some() {
-        assert!(opened.elapsed() < Duration::from_secs(10), "it lives on");
-        store.insert(id, binding(1)).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until_asked("the end of its lifetime", async || {
+        let is_over = store.find(id).await == Ok(None);
+        if !is_over {
+            store.insert(id, binding(1)).await.unwrap();
+        }
+        is_over
+    })
+    .await;
     assert!(opened.elapsed() >= Duration::from_millis(200));
     // Where it ends just before it is bound anew, it begins anew.
     assert!(store.census().await.lifetime >= 1);
@@ -225,12 +228,13 @@ async fn each_session_that_was_forgotten_is_given_to_one_caller() {
         }
     }
     let mut forgotten = Vec::new();
-    let began = Instant::now();
-    while forgotten.len() < 3 {
-        assert!(began.elapsed() < Duration::from_secs(10), "one is kept");
-        forgotten.extend(store.abandoned(1).await.unwrap());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    within("the end of three", async {
+        while forgotten.len() < 3 {
+            forgotten.extend(store.abandoned(1).await.unwrap());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     assert_eq!(store.abandoned(10).await, Ok(Vec::new()));
     let mut forgotten: Vec<_> = forgotten.into_iter().map(|one| one.binding).collect();
     forgotten.sort_by_key(|binding| binding.session.to_header().as_bytes().to_vec());
@@ -299,12 +303,11 @@ async fn a_census_tells_why_sessions_were_forgotten() {
         store.find(used).await.unwrap();
     }
     assert_eq!(store.census().await.live, Some(2));
-    let began = Instant::now();
-    while store.census().await.live != Some(0) {
-        assert!(began.elapsed() < Duration::from_secs(10), "one lives on");
+    until_asked("the end of both", async || {
         store.find(used).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+        store.census().await.live == Some(0)
+    })
+    .await;
     let census = store.census().await;
     // On a busy machine, the one that is used may be found too late, and be idle too.
     assert_eq!(census.idle + census.lifetime, 2);
