@@ -4,14 +4,13 @@
 use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
 use super::LOOPBACK;
-use super::process::Program;
+use super::process::{Program, ignored_test};
 
 /// What it says to a request. Then it waits until the proxy closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -96,8 +95,7 @@ impl BackendProcess {
 }
 
 fn run(named: &str, says: Says, address: SocketAddr) -> Program {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--exact", "--ignored", "--nocapture", named]);
+    let mut command = ignored_test(named);
     command.env(SAYS, says.to_possible_value().unwrap().get_name());
     Program::start(command.env(ADDRESS, address.to_string()))
 }

@@ -277,6 +277,13 @@ impl Drop for Program {
     }
 }
 
+/// The command that runs one test of this program, which is ignored.
+pub fn ignored_test(named: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "--ignored", "--nocapture", named]);
+    command
+}
+
 /// The built binary, or the one that `PINGORA_MCP` names: that of a release, whose memory and pace
 /// are others.
 fn binary() -> OsString {
