@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use support::process::ProxyProcess;
-use support::redis::{Cluster, Redis};
+use support::redis::{Cluster, KEY, Redis};
 use support::session_model::{Limits, Model, Step, binding};
 use support::tls::{Authority, Files};
 use support::{
@@ -980,5 +980,5 @@ fn position(binding: &Binding) -> usize {
     position.parse().unwrap()
 }
 
-const OLD: &str = "MYzAIbkCPXaZjGZuUFJJzuEzzNzG2x4f";
+const OLD: &str = KEY;
 const NEW: &str = "qE6mE3cPpbfDMJZuO7Vd7ZrDL1kBv5cN";

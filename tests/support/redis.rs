@@ -169,4 +169,7 @@ fn configuration(address: SocketAddr, folder: &Path, lines: &[&str]) -> String {
     all
 }
 
+/// What sessions in it may be sealed with.
+pub const KEY: &str = "MYzAIbkCPXaZjGZuUFJJzuEzzNzG2x4f";
+
 const FILE: &str = "redis.conf";

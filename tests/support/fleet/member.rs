@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::network::Network;
 use crate::support::process::ProxyProcess;
-use crate::support::redis::Redis;
+use crate::support::redis::{KEY, Redis};
 use crate::support::{header, route, until_asked, unused_address};
 
 /// A proxy that runs until it is dropped.
@@ -93,8 +93,6 @@ fn configuration(
         route(backends)
     )
 }
-
-const KEY: &str = "MYzAIbkCPXaZjGZuUFJJzuEzzNzG2x4f";
 
 /// With a store that answers, however slow the machine is.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
