@@ -1,4 +1,4 @@
-//! How many sessions each client's network has, and how fast it opens more.
+//! How many sessions there are, in all and of each client's network, and how fast it opens more.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pingora_limits::rate::Rate;
 
-use super::{OpenError, SessionSettings};
+use super::{Evict, OpenError, SessionSettings};
 
 /// Whose sessions are counted together: an IPv4 address, or the /64 that an IPv6 address is of,
 /// as one subscriber has all of it (RFC 6177).
@@ -28,8 +28,11 @@ impl From<IpAddr> for ClientNetwork {
     }
 }
 
-/// The counts of all networks. It has an entry for each that has a session, and none else.
+/// How many sessions there are, and how many of each network that has one.
 pub(super) struct Clients {
+    total: u64,
+    capacity: u64,
+    evict: Evict,
     sessions: HashMap<ClientNetwork, usize>,
     most: usize,
     opened: Rate,
@@ -40,6 +43,9 @@ impl Clients {
     pub(super) fn new(settings: &SessionSettings) -> Self {
         let most_opened = settings.max_new_per_client.0;
         Self {
+            total: 0,
+            capacity: settings.capacity.0,
+            evict: settings.evict,
             sessions: HashMap::new(),
             most: settings.max_per_client.0.unwrap_or(usize::MAX),
             opened: Rate::new(Duration::from_secs(1)),
@@ -49,25 +55,32 @@ impl Clients {
         }
     }
 
-    /// Whether `client` may open one more session. One on a Unix socket always may.
+    /// How many sessions there are.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Whether `client` may open one more session. One on a Unix socket has no bound of its own.
     pub(super) fn check(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
-        let Some(client) = client else {
-            return Ok(());
-        };
-        if self.opened.observe(&client, 0) >= self.most_opened {
+        if let Some(client) = client
+            && self.opened.observe(&client, 0) >= self.most_opened
+        {
             return Err(OpenError::ClientRate);
         }
-        self.check_held(Some(client))
+        self.check_held(client)
     }
 
     /// Whether `client` may have one more session, opened now or before.
     pub(super) fn check_held(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
-        let Some(client) = client else {
-            return Ok(());
-        };
-        match self.sessions.get(&client) {
-            Some(held) if *held >= self.most => Err(OpenError::ClientFull),
-            _ => Ok(()),
+        if let Some(client) = client
+            && let Some(held) = self.sessions.get(&client)
+            && *held >= self.most
+        {
+            return Err(OpenError::ClientFull);
+        }
+        match self.evict {
+            Evict::None if self.total >= self.capacity => Err(OpenError::Full),
+            Evict::None | Evict::Oldest => Ok(()),
         }
     }
 
@@ -81,6 +94,7 @@ impl Clients {
 
     /// Counts a session that takes the place of one that will be counted out.
     pub(super) fn add(&mut self, client: Option<ClientNetwork>) {
+        self.total += 1;
         if let Some(client) = client {
             *self.sessions.entry(client).or_default() += 1;
         }
@@ -88,6 +102,7 @@ impl Clients {
 
     /// Counts a session that is gone, for whatever cause.
     pub(super) fn remove(&mut self, client: Option<ClientNetwork>) {
+        self.total -= 1;
         let Some(client) = client else {
             return;
         };

@@ -34,7 +34,6 @@ pub struct MemoryStore {
     lifetime: Duration,
     /// What moments are counted from.
     began: Instant,
-    evict: Evict,
     /// Forgotten sessions whose backends are to be told, where they are.
     waiting: Option<Arc<Waiting>>,
 }
@@ -85,7 +84,6 @@ enum Cause {
 
 /// What is in the cache right now, as moka's own count lags behind, and what it forgot.
 struct Counts {
-    sessions: u64,
     backends: Backends,
     clients: Clients,
     idle: u64,
@@ -96,7 +94,6 @@ struct Counts {
 impl Counts {
     /// Counts a session that takes the place of one that will be counted out.
     fn add(&mut self, binding: &Binding, client: Option<ClientNetwork>) -> Arc<Home> {
-        self.sessions += 1;
         self.clients.add(client);
         self.backends.add(binding)
     }
@@ -104,7 +101,6 @@ impl Counts {
     /// Counts a session out. `None` where it was removed, or goes on. moka does not tell the two
     /// reasons to expire apart; whether the lifetime is over `now` does.
     fn remove(&mut self, entry: &Entry, cause: RemovalCause, now: Moment) -> Option<Cause> {
-        self.sessions -= 1;
         self.clients.remove(entry.client);
         self.backends.remove(&entry.home);
         let cause = match cause {
@@ -128,7 +124,7 @@ impl Counts {
 
 impl fmt::Debug for Counts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.sessions.fmt(formatter)
+        self.clients.total().fmt(formatter)
     }
 }
 
@@ -136,7 +132,6 @@ impl MemoryStore {
     /// An empty store.
     pub fn new(settings: SessionSettings) -> Self {
         let counts = Arc::new(Mutex::new(Counts {
-            sessions: 0,
             backends: Backends::default(),
             clients: Clients::new(&settings),
             idle: 0,
@@ -174,14 +169,13 @@ impl MemoryStore {
             capacity: settings.capacity.0,
             lifetime,
             began,
-            evict: settings.evict,
             waiting,
         }
     }
 
     /// How many sessions are held, expired ones that have not been swept yet included.
     pub fn len(&self) -> u64 {
-        lock(&self.counts).sessions
+        lock(&self.counts).clients.total()
     }
 
     /// Whether no session is held.
@@ -196,15 +190,9 @@ impl MemoryStore {
     /// Counts a session of `client` where there is room for it.
     fn reserve(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         let mut counts = lock(&self.counts);
-        self.judge(&counts, client)?;
-        counts.sessions += 1;
+        counts.clients.check(client)?;
         counts.clients.open(client);
         Ok(())
-    }
-
-    fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
-        counts.clients.check(client)?;
-        self.evict.check(counts.sessions, self.capacity)
     }
 
     async fn put(&self, id: ClientSessionId, entry: Entry) {
@@ -277,7 +265,6 @@ impl SessionStore for MemoryStore {
         let home = {
             let mut counts = lock(&self.counts);
             counts.clients.check_held(client)?;
-            self.evict.check(counts.sessions, self.capacity)?;
             counts.add(&binding, client)
         };
         self.put(id, Entry::new(home, binding, client, ends)).await;
@@ -285,9 +272,9 @@ impl SessionStore for MemoryStore {
     }
 
     async fn check_room(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
-        if self.judge(&lock(&self.counts), client).is_err() {
+        if lock(&self.counts).clients.check(client).is_err() {
             self.sweep().await;
-            return self.judge(&lock(&self.counts), client);
+            return lock(&self.counts).clients.check(client);
         }
         Ok(())
     }
@@ -331,7 +318,7 @@ impl SessionStore for MemoryStore {
         self.sweep().await;
         let counts = lock(&self.counts);
         Census {
-            live: Some(counts.sessions),
+            live: Some(counts.clients.total()),
             idle: counts.idle,
             lifetime: counts.lifetime,
             capacity: counts.capacity,

@@ -264,16 +264,6 @@ pub enum Evict {
     Oldest,
 }
 
-impl Evict {
-    /// Whether there may be one more beside `sessions`.
-    fn check(self, sessions: u64, capacity: u64) -> Result<(), OpenError> {
-        match self {
-            Self::None if sessions >= capacity => Err(OpenError::Full),
-            Self::None | Self::Oldest => Ok(()),
-        }
-    }
-}
-
 /// Where sessions are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

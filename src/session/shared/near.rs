@@ -15,15 +15,13 @@ use crate::route::RoutePath;
 use crate::session::backends::{Backends, Home};
 use crate::session::client::{ClientNetwork, Clients};
 use crate::session::moment::Moment;
-use crate::session::{Binding, Evict, OpenError, SessionSettings};
+use crate::session::{Binding, OpenError, SessionSettings};
 
 /// Sessions that were used here of late.
 #[derive(Debug)]
 pub(super) struct Near {
     cache: Cache<ClientSessionId, Arc<Entry>>,
     counts: Arc<Mutex<Counts>>,
-    capacity: u64,
-    evict: Evict,
     /// What moments are counted from.
     began: Instant,
     /// Before this, removals may have been missed.
@@ -50,24 +48,22 @@ pub(super) struct Entry {
 #[derive(Clone, Copy, Debug)]
 struct Opener(Option<ClientNetwork>);
 
-/// Sessions that were opened here and are near.
+/// Sessions that are near.
 struct Counts {
-    sessions: u64,
+    /// Of those that were opened here.
     clients: Clients,
-    /// Of all that are near.
     backends: Backends,
 }
 
 impl fmt::Debug for Counts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.sessions.fmt(formatter)
+        self.clients.total().fmt(formatter)
     }
 }
 
 impl Near {
     pub(super) fn new(settings: &SessionSettings) -> Self {
         let counts = Arc::new(Mutex::new(Counts {
-            sessions: 0,
             clients: Clients::new(settings),
             backends: Backends::default(),
         }));
@@ -81,7 +77,6 @@ impl Near {
                 let mut counts = lock(&counted);
                 counts.backends.remove(&Home::of(&entry.binding));
                 if let Some(Opener(client)) = entry.opened_here {
-                    counts.sessions -= 1;
                     counts.clients.remove(client);
                 }
             })
@@ -89,8 +84,6 @@ impl Near {
         Self {
             cache,
             counts,
-            capacity: settings.capacity.0,
-            evict: settings.evict,
             began: Instant::now(),
             listening_since: AtomicU64::new(0),
             removals: [const { AtomicU32::new(0) }; 256],
@@ -134,9 +127,7 @@ impl Near {
         let former = self.cache.get(&id).await;
         let opened_here = former.and_then(|entry| entry.opened_here);
         if let Some(Opener(client)) = opened_here {
-            let mut counts = lock(&self.counts);
-            counts.sessions += 1;
-            counts.clients.add(client);
+            lock(&self.counts).clients.add(client);
         }
         self.put(id, binding, (refreshed, left), opened_here).await;
         if self.removals(id) != removals {
@@ -174,9 +165,9 @@ impl Near {
 
     /// Whether there is room for one more session of `client`.
     pub(super) async fn check(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
-        if self.judge(&lock(&self.counts), client).is_err() {
+        if lock(&self.counts).clients.check(client).is_err() {
             self.sweep().await;
-            return self.judge(&lock(&self.counts), client);
+            return lock(&self.counts).clients.check(client);
         }
         Ok(())
     }
@@ -188,8 +179,7 @@ impl Near {
     ) -> Result<Reservation<'_>, OpenError> {
         self.check(client).await?;
         let mut counts = lock(&self.counts);
-        self.judge(&counts, client)?;
-        counts.sessions += 1;
+        counts.clients.check(client)?;
         counts.clients.open(client);
         Ok(Reservation::new(self, client))
     }
@@ -211,15 +201,8 @@ impl Near {
     ) -> Result<Reservation<'_>, OpenError> {
         let mut counts = lock(&self.counts);
         counts.clients.check_held(client)?;
-        self.evict.check(counts.sessions, self.capacity)?;
-        counts.sessions += 1;
         counts.clients.add(client);
         Ok(Reservation::new(self, client))
-    }
-
-    fn judge(&self, counts: &Counts, client: Option<ClientNetwork>) -> Result<(), OpenError> {
-        counts.clients.check(client)?;
-        self.evict.check(counts.sessions, self.capacity)
     }
 }
 
@@ -257,9 +240,7 @@ impl<'n> Reservation<'n> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if !self.is_kept {
-            let mut counts = lock(&self.near.counts);
-            counts.sessions -= 1;
-            counts.clients.remove(self.client);
+            lock(&self.near.counts).clients.remove(self.client);
         }
     }
 }
