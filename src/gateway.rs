@@ -259,9 +259,6 @@ impl Gateway {
                 Call::Post | Call::Get | Call::Listen | Call::Discover => Ok(()),
             };
         };
-        if ids.next().is_some() {
-            return Err(Rejection::UnknownSession);
-        }
         let mut header = id.clone();
         header.set_sensitive(true);
         let (id, seal) = ClientSessionId::split(id).map_err(|_| Rejection::UnknownSession)?;
@@ -283,7 +280,7 @@ impl Gateway {
         if is_missing && !backend.is_lost(self.lost_after) {
             self.adopt(id, &binding, route, exchange).await;
         }
-        self.keep_authorization(&binding, exchange).await;
+        self.keep_authorization(&binding, exchange);
         exchange.session = Some(BoundSession { id, binding });
         exchange.session_header = Some(header);
         exchange.backend = Some(backend);
@@ -508,25 +505,26 @@ impl Gateway {
         exchange: &mut Exchange,
     ) -> Result<(), Rejection> {
         let mut parts = take_response(response);
-        remove_private(&mut parts.headers);
+        let headers = &mut parts.headers;
+        remove_private(headers);
+        let given = headers.remove(MCP_SESSION_ID);
+        let is_stream = is_event_stream(headers);
+        if is_stream {
+            // With a length, Pingora holds small chunks back until it is reached.
+            headers.remove(header::CONTENT_LENGTH);
+        }
         *response = parts.into();
         // No request that leaves here asks for an upgrade (RFC 9110 15.2.2).
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(exchange.refuse(Rejection::BackendAnswerInvalid));
         }
         if response.status.is_informational() {
-            response.remove_header(&MCP_SESSION_ID);
             return Ok(());
         }
-        exchange.is_stream = is_event_stream(&response.headers);
-        if exchange.is_stream {
-            // With a length, Pingora holds small chunks back until it is reached.
-            response.remove_header(&header::CONTENT_LENGTH);
-        }
+        exchange.is_stream = is_stream;
         if publish(response, exchange).is_err() {
             return Err(exchange.refuse(Rejection::Internal));
         }
-        let given = response.remove_header(&MCP_SESSION_ID);
         exchange.outcome = match (&exchange.session, given) {
             (Some(session), given) => self.settle(session, given, response, exchange.call).await,
             (None, Some(given)) if opens_session(response, exchange) => {
@@ -611,7 +609,7 @@ impl Gateway {
             // Left behind, it goes with the backend's 404 to the session's next request.
             (SessionOutcome::Ended | SessionOutcome::Lost, _) => {
                 if let Some(reaping) = &self.reaping {
-                    reaping.take_authorization(&session.binding).await;
+                    reaping.take_authorization(&session.binding);
                 }
                 self.store.remove(session.id).await
             }
@@ -676,7 +674,7 @@ impl Gateway {
             self.abandon(binding, exchange).await;
             return Err(error.into());
         }
-        self.keep_authorization(&binding, exchange).await;
+        self.keep_authorization(&binding, exchange);
         exchange.session_header = Some(header);
         Ok(SessionOutcome::Opened(id))
     }
@@ -704,15 +702,15 @@ impl Gateway {
 
     /// Has a backend told that nobody uses the session that it has just opened.
     async fn abandon(&self, binding: Binding, exchange: &Exchange) {
-        self.keep_authorization(&binding, exchange).await;
+        self.keep_authorization(&binding, exchange);
         if let Some(reaping) = &self.reaping {
             reaping.push(binding);
         }
     }
 
-    async fn keep_authorization(&self, session: &Binding, exchange: &Exchange) {
+    fn keep_authorization(&self, session: &Binding, exchange: &Exchange) {
         if let (Some(reaping), Some(authorization)) = (&self.reaping, &exchange.authorization) {
-            reaping.keep(session, authorization).await;
+            reaping.keep(session, authorization);
         }
     }
 

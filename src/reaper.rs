@@ -129,7 +129,7 @@ impl Teller {
             return;
         };
         let authorization = match self.gateway.reaping() {
-            Some(reaping) => reaping.take_authorization(&session).await,
+            Some(reaping) => reaping.take_authorization(&session),
             None => None,
         };
         let outcome = self.tell(&session, authorization.as_ref(), &places).await;

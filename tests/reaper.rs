@@ -20,7 +20,7 @@ use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::metrics::{Metrics, MetricsSettings, Now, Totals};
 use pingora_mcp::reaper::Reaper;
 use pingora_mcp::session::{
-    Binding, ClientNetwork, MemoryStore, OpenError, Opened, SessionStore, StoreError,
+    Binding, ClientNetwork, Find, MemoryStore, OpenError, Opened, SessionStore, StoreError,
 };
 use pingora_mcp::{Gateway, Settings, server};
 use support::process::ProxyProcess;
@@ -416,8 +416,8 @@ impl SessionStore for HeldStore {
         self.sessions.open(id, binding, client).await
     }
 
-    async fn find(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        self.sessions.find(id).await
+    fn find(&self, id: ClientSessionId) -> Find<'_> {
+        self.sessions.find(id)
     }
 
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {

@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use async_trait::async_trait;
-use moka::future::Cache;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
 use uuid::Uuid;
 
 use super::backends::{Backends, Home};
@@ -15,7 +16,7 @@ use super::client::{ClientNetwork, Clients};
 use super::moment::Moment;
 use super::reap::Waiting;
 use super::{
-    Abandoned, Binding, Census, Claim, Evict, OpenError, Opened, Seal, SessionSettings,
+    Abandoned, Binding, Census, Claim, Evict, Find, OpenError, Opened, Seal, SessionSettings,
     SessionStore, StoreError,
 };
 use crate::backend::BackendName;
@@ -28,7 +29,7 @@ use crate::route::RoutePath;
 /// Every operation is O(1). It never holds more sessions than its capacity.
 #[derive(Debug)]
 pub struct MemoryStore {
-    cache: Cache<ClientSessionId, Entry>,
+    cache: Cache<ClientSessionId, Entry, RandomState>,
     counts: Arc<Mutex<Counts>>,
     capacity: u64,
     lifetime: Duration,
@@ -164,7 +165,7 @@ impl MemoryStore {
             cache = cache.max_capacity(settings.capacity.0);
         }
         Self {
-            cache: cache.build(),
+            cache: cache.build_with_hasher(RandomState::new()),
             counts,
             capacity: settings.capacity.0,
             lifetime,
@@ -195,17 +196,17 @@ impl MemoryStore {
         Ok(())
     }
 
-    async fn put(&self, id: ClientSessionId, entry: Entry) {
-        self.cache.insert(id, entry).await;
+    fn put(&self, id: ClientSessionId, entry: Entry) {
+        self.cache.insert(id, entry);
         // moka evicts in batches; at capacity it is made to do so now, to hold the bound.
         if self.len() > self.capacity {
-            self.sweep().await;
+            self.sweep();
         }
     }
 
     /// Forgets a session that was in use until its lifetime was over.
-    async fn forget_outlived(&self, id: ClientSessionId) {
-        let Some(entry) = self.cache.remove(&id).await else {
+    fn forget_outlived(&self, id: ClientSessionId) {
+        let Some(entry) = self.cache.remove(&id) else {
             return;
         };
         lock(&self.counts).note(Cause::Lifetime);
@@ -215,25 +216,25 @@ impl MemoryStore {
     }
 
     /// Gives the places of expired sessions free.
-    async fn sweep(&self) {
-        self.cache.run_pending_tasks().await;
+    fn sweep(&self) {
+        self.cache.run_pending_tasks();
     }
 }
 
 #[async_trait]
 impl SessionStore for MemoryStore {
     async fn insert(&self, id: ClientSessionId, binding: Binding) -> Result<(), StoreError> {
-        let (client, ends) = match self.cache.get(&id).await {
+        let (client, ends) = match self.cache.get(&id) {
             Some(known) if self.now() < known.ends => (known.client, known.ends),
             known => {
                 if known.is_some() {
-                    self.forget_outlived(id).await;
+                    self.forget_outlived(id);
                 }
                 (None, self.now().after(self.lifetime))
             }
         };
         let home = lock(&self.counts).add(&binding, client);
-        self.put(id, Entry::new(home, binding, client, ends)).await;
+        self.put(id, Entry::new(home, binding, client, ends));
         Ok(())
     }
 
@@ -244,12 +245,12 @@ impl SessionStore for MemoryStore {
         client: Option<ClientNetwork>,
     ) -> Result<(), OpenError> {
         if self.reserve(client).is_err() {
-            self.sweep().await;
+            self.sweep();
             self.reserve(client)?;
         }
         let ends = self.now().after(self.lifetime);
         let home = lock(&self.counts).backends.add(&binding);
-        self.put(id, Entry::new(home, binding, client, ends)).await;
+        self.put(id, Entry::new(home, binding, client, ends));
         Ok(())
     }
 
@@ -267,31 +268,31 @@ impl SessionStore for MemoryStore {
             counts.clients.check_held(client)?;
             counts.add(&binding, client)
         };
-        self.put(id, Entry::new(home, binding, client, ends)).await;
+        self.put(id, Entry::new(home, binding, client, ends));
         Ok(())
     }
 
     async fn check_room(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         if lock(&self.counts).clients.check(client).is_err() {
-            self.sweep().await;
+            self.sweep();
             return lock(&self.counts).clients.check(client);
         }
         Ok(())
     }
 
-    async fn find(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        let Some(entry) = self.cache.get(&id).await else {
-            return Ok(None);
+    fn find(&self, id: ClientSessionId) -> Find<'_> {
+        let found = match self.cache.get(&id) {
+            Some(entry) if self.now() >= entry.ends => {
+                self.forget_outlived(id);
+                None
+            }
+            found => found,
         };
-        if self.now() >= entry.ends {
-            self.forget_outlived(id).await;
-            return Ok(None);
-        }
-        Ok(Some(entry.into_binding()))
+        Find::known(Ok(found.map(Entry::into_binding)))
     }
 
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {
-        self.cache.invalidate(&id).await;
+        self.cache.invalidate(&id);
         Ok(())
     }
 
@@ -305,7 +306,7 @@ impl SessionStore for MemoryStore {
         let Some(waiting) = &self.waiting else {
             return Ok(Vec::new());
         };
-        self.sweep().await;
+        self.sweep();
         let abandoned = |binding| Abandoned {
             claim: Claim(*Uuid::new_v4().as_bytes()),
             binding,
@@ -315,7 +316,7 @@ impl SessionStore for MemoryStore {
 
     /// Sweeps, as [`abandoned`](Self::abandoned) does.
     async fn census(&self) -> Census {
-        self.sweep().await;
+        self.sweep();
         let counts = lock(&self.counts);
         Census {
             live: Some(counts.clients.total()),

@@ -14,6 +14,9 @@ mod secret;
 mod shared;
 
 use std::fmt::Debug;
+use std::future::{Ready, ready};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -133,11 +136,12 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// The binding of `id`, and restarts its idle time.
+    /// The binding of `id`, and restarts its idle time. It is looked for at once, within a runtime, and
+    /// not only when it is awaited.
     ///
     /// # Errors
     /// The store cannot be reached: whether `id` is bound is not known, which is not `None`.
-    async fn find(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError>;
+    fn find(&self, id: ClientSessionId) -> Find<'_>;
 
     /// The same for a session that is in use without a request, as a stream is open: what
     /// [`find`](Self::find) may leave for later is done when this returns.
@@ -186,6 +190,40 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
     /// Whether it can be reached, as far as is known without asking it.
     fn is_reached(&self) -> bool {
         true
+    }
+}
+
+/// What [`SessionStore::find`] comes to. Most sessions are at hand: their requests wait for nothing.
+pub struct Find<'s>(Answer<'s>);
+
+enum Answer<'s> {
+    Known(Ready<Found>),
+    Asked(Pin<Box<dyn Future<Output = Found> + Send + 's>>),
+}
+
+/// The binding, if there is one; or the store cannot be reached.
+pub type Found = Result<Option<Binding>, StoreError>;
+
+impl<'s> Find<'s> {
+    /// It is known.
+    pub fn known(found: Found) -> Self {
+        Self(Answer::Known(ready(found)))
+    }
+
+    /// It has to be asked for.
+    pub fn asked(found: impl Future<Output = Found> + Send + 's) -> Self {
+        Self(Answer::Asked(Box::pin(found)))
+    }
+}
+
+impl Future for Find<'_> {
+    type Output = Found;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Found> {
+        match &mut self.get_mut().0 {
+            Answer::Known(found) => Pin::new(found).poll(context),
+            Answer::Asked(found) => found.as_mut().poll(context),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, header};
-use moka::future::Cache;
+use moka::sync::Cache;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -179,31 +179,31 @@ impl Reaping {
     }
 
     /// Keeps what [`authorization_of`](Self::authorization_of) gave for a request of `session`.
-    pub(crate) async fn keep(&self, session: &Binding, authorization: &HeaderValue) {
+    pub(crate) fn keep(&self, session: &Binding, authorization: &HeaderValue) {
         let Some(kept) = &self.authorizations else {
             return;
         };
         let whose = whose(session);
-        if kept.get(&whose).await.as_ref() == Some(authorization) {
+        if kept.get(&whose).as_ref() == Some(authorization) {
             return;
         }
         // A copy: the value is a slice of the whole header's buffer.
         if let Ok(mut authorization) = HeaderValue::from_bytes(authorization.as_bytes()) {
             authorization.set_sensitive(true);
-            kept.insert(whose, authorization).await;
+            kept.insert(whose, authorization);
         }
     }
 
     /// Keeps for longer what is kept for `session`, which is in use.
-    pub(crate) async fn touch(&self, session: &Binding) {
+    pub(crate) fn touch(&self, session: &Binding) {
         if let Some(kept) = &self.authorizations {
-            kept.get(&whose(session)).await;
+            kept.get(&whose(session));
         }
     }
 
     /// What is kept for `session`, and from now on no more.
-    pub(crate) async fn take_authorization(&self, session: &Binding) -> Option<HeaderValue> {
-        self.authorizations.as_ref()?.remove(&whose(session)).await
+    pub(crate) fn take_authorization(&self, session: &Binding) -> Option<HeaderValue> {
+        self.authorizations.as_ref()?.remove(&whose(session))
     }
 }
 

@@ -37,7 +37,7 @@ use pingora_core::services::background::BackgroundService;
 use pingora_mcp::mcp::ClientSessionId;
 use pingora_mcp::metrics::Metrics;
 use pingora_mcp::reaper::Reaper;
-use pingora_mcp::session::{Binding, SessionStore, StoreError};
+use pingora_mcp::session::{Binding, Find, SessionStore, StoreError};
 use pingora_mcp::tls::CertificateWatch;
 use pingora_mcp::{Gateway, Load, Settings, server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -385,8 +385,8 @@ impl SessionStore for Outage {
         Err(StoreError)
     }
 
-    async fn find(&self, _: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        Err(StoreError)
+    fn find(&self, _: ClientSessionId) -> Find<'_> {
+        Find::known(Err(StoreError))
     }
 
     async fn remove(&self, _: ClientSessionId) -> Result<(), StoreError> {

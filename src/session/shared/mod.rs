@@ -26,8 +26,8 @@ use self::script::{Place, cause};
 use self::sealed::{Keys, Name, SHARDS, Unopened, read, write};
 use super::moment::Moment;
 use super::{
-    Abandoned, Binding, Census, Claim, ClientNetwork, OpenError, SessionSettings, SessionStore,
-    StoreError,
+    Abandoned, Binding, Census, Claim, ClientNetwork, Find, OpenError, SessionSettings,
+    SessionStore, StoreError,
 };
 use crate::backend::BackendName;
 use crate::mcp::ClientSessionId;
@@ -137,12 +137,32 @@ impl SharedStore {
             None => None,
         };
         let Some((binding, left)) = opened else {
-            near.remove(id).await;
+            near.remove(id);
             return Ok(None);
         };
         let said = (asked, Duration::from_millis(left));
-        near.keep(id, binding.clone(), said, removals).await;
+        near.keep(id, binding.clone(), said, removals);
         Ok(Some(binding))
+    }
+
+    /// What is known without asking. `None`: the store is to be asked.
+    fn find_near(&self, id: ClientSessionId) -> Option<Binding> {
+        let near = &self.0.near;
+        let entry = near.get(id)?;
+        let now = near.now();
+        let quarter = self.0.quarter;
+        if now >= entry.ends {
+            return None;
+        }
+        let is_due = now >= entry.refreshed.after(quarter) || !near.is_told_of(&entry);
+        // A session that is in use goes on while the store is away; moka has seen to its idle time.
+        if is_due && !self.0.link.is_away() {
+            if now >= entry.refreshed.after(quarter * 4) {
+                return None;
+            }
+            self.refresh(id, &entry.is_asking);
+        }
+        Some(entry.binding.clone())
     }
 
     /// Asks without anybody who waits.
@@ -156,7 +176,7 @@ impl SharedStore {
         let store = self.clone();
         tokio::spawn(async move {
             if store.ask(id).await.is_err()
-                && let Some(entry) = store.0.near.get(id).await
+                && let Some(entry) = store.0.near.get(id)
             {
                 entry.is_asking.store(false, Ordering::Relaxed);
             }
@@ -189,7 +209,7 @@ impl SharedStore {
     ) -> Result<(), OpenError> {
         match self.store(id, &binding, age).await {
             Ok(said) => {
-                room.keep(id, binding, said).await;
+                room.keep(id, binding, said);
                 Ok(())
             }
             Err(Failure::Full) => {
@@ -223,7 +243,7 @@ impl SessionStore for SharedStore {
         let removals = self.0.near.removals(id);
         let said = self.store(id, &binding, Duration::ZERO).await;
         let said = said.map_err(|_| StoreError)?;
-        self.0.near.keep(id, binding, said, removals).await;
+        self.0.near.keep(id, binding, said, removals);
         Ok(())
     }
 
@@ -233,7 +253,7 @@ impl SessionStore for SharedStore {
         binding: Binding,
         client: Option<ClientNetwork>,
     ) -> Result<(), OpenError> {
-        let room = self.0.near.reserve(client).await?;
+        let room = self.0.near.reserve(client)?;
         self.put(room, id, binding, Duration::ZERO).await
     }
 
@@ -256,34 +276,18 @@ impl SessionStore for SharedStore {
         if full_until.is_some_and(|moment| self.0.near.now() < moment) {
             return Err(OpenError::Full);
         }
-        self.0.near.check(client).await
+        self.0.near.check(client)
     }
 
-    async fn find(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        let near = &self.0.near;
-        let Some(entry) = near.get(id).await else {
-            return self.ask(id).await;
-        };
-        let now = near.now();
-        let quarter = self.0.quarter;
-        if now >= entry.ends {
-            return self.ask(id).await;
+    fn find(&self, id: ClientSessionId) -> Find<'_> {
+        match self.find_near(id) {
+            Some(binding) => Find::known(Ok(Some(binding))),
+            None => Find::asked(self.ask(id)),
         }
-        if now >= entry.refreshed.after(quarter) || !near.is_told_of(&entry) {
-            if self.0.link.is_away() {
-                // A session that is in use goes on; moka has seen to its idle time.
-                return Ok(Some(entry.binding.clone()));
-            }
-            if now >= entry.refreshed.after(quarter * 4) {
-                return self.ask(id).await;
-            }
-            self.refresh(id, &entry.is_asking);
-        }
-        Ok(Some(entry.binding.clone()))
     }
 
     async fn touch(&self, id: ClientSessionId) -> Result<Option<Binding>, StoreError> {
-        match self.0.near.get(id).await {
+        match self.0.near.get(id) {
             Some(entry) if self.0.link.is_away() => Ok(Some(entry.binding.clone())),
             Some(_) | None => self.ask(id).await,
         }
@@ -291,11 +295,11 @@ impl SessionStore for SharedStore {
 
     async fn remove(&self, id: ClientSessionId) -> Result<(), StoreError> {
         let Shared { near, codec, .. } = &*self.0;
-        near.remove(id).await;
+        near.remove(id);
         let remove = codec.place.remove(Name::of(id), &codec.told(id));
         let removed = self.link().run::<()>(Operation::Remove, &remove).await;
         // Who has found it in the meantime must not keep it.
-        near.remove(id).await;
+        near.remove(id);
         removed.map_err(|_| StoreError)
     }
 
@@ -349,7 +353,7 @@ impl SessionStore for SharedStore {
     }
 
     async fn census(&self) -> Census {
-        self.0.near.sweep().await;
+        self.0.near.sweep();
         Census {
             live: None,
             idle: self.0.idle.load(Ordering::Relaxed),
@@ -403,7 +407,7 @@ impl Listener for Ear {
 
     async fn hear(&self, message: Vec<u8>) {
         if let Some(id) = self.codec.heard(&message) {
-            self.near.remove(id).await;
+            self.near.remove(id);
         }
     }
 }

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use moka::future::Cache;
+use ahash::RandomState;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
 
 use crate::backend::BackendName;
 use crate::mcp::ClientSessionId;
@@ -20,7 +21,7 @@ use crate::session::{Binding, OpenError, SessionSettings};
 /// Sessions that were used here of late.
 #[derive(Debug)]
 pub(super) struct Near {
-    cache: Cache<ClientSessionId, Arc<Entry>>,
+    cache: Cache<ClientSessionId, Arc<Entry>, RandomState>,
     counts: Arc<Mutex<Counts>>,
     /// What moments are counted from.
     began: Instant,
@@ -80,7 +81,7 @@ impl Near {
                     counts.clients.remove(client);
                 }
             })
-            .build();
+            .build_with_hasher(RandomState::new());
         Self {
             cache,
             counts,
@@ -94,8 +95,8 @@ impl Near {
         Moment::since(self.began)
     }
 
-    pub(super) async fn get(&self, id: ClientSessionId) -> Option<Arc<Entry>> {
-        self.cache.get(&id).await
+    pub(super) fn get(&self, id: ClientSessionId) -> Option<Arc<Entry>> {
+        self.cache.get(&id)
     }
 
     /// Whether the store would have told of `entry`'s removal.
@@ -117,25 +118,25 @@ impl Near {
 
     /// Keeps what the store said at `refreshed`, unless the session was removed since `removals`
     /// was read.
-    pub(super) async fn keep(
+    pub(super) fn keep(
         &self,
         id: ClientSessionId,
         binding: Binding,
         (refreshed, left): (Moment, Duration),
         removals: u32,
     ) {
-        let former = self.cache.get(&id).await;
+        let former = self.cache.get(&id);
         let opened_here = former.and_then(|entry| entry.opened_here);
         if let Some(Opener(client)) = opened_here {
             lock(&self.counts).clients.add(client);
         }
-        self.put(id, binding, (refreshed, left), opened_here).await;
+        self.put(id, binding, (refreshed, left), opened_here);
         if self.removals(id) != removals {
-            self.cache.invalidate(&id).await;
+            self.cache.invalidate(&id);
         }
     }
 
-    async fn put(
+    fn put(
         &self,
         id: ClientSessionId,
         binding: Binding,
@@ -150,13 +151,13 @@ impl Near {
             is_asking: AtomicBool::new(false),
             opened_here,
         };
-        self.cache.insert(id, Arc::new(entry)).await;
+        self.cache.insert(id, Arc::new(entry));
     }
 
     /// Forgets a session that is removed here or elsewhere.
-    pub(super) async fn remove(&self, id: ClientSessionId) {
+    pub(super) fn remove(&self, id: ClientSessionId) {
         self.slot(id).fetch_add(1, Ordering::SeqCst);
-        self.cache.invalidate(&id).await;
+        self.cache.invalidate(&id);
     }
 
     fn slot(&self, id: ClientSessionId) -> &AtomicU32 {
@@ -164,20 +165,20 @@ impl Near {
     }
 
     /// Whether there is room for one more session of `client`.
-    pub(super) async fn check(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
+    pub(super) fn check(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         if lock(&self.counts).clients.check(client).is_err() {
-            self.sweep().await;
+            self.sweep();
             return lock(&self.counts).clients.check(client);
         }
         Ok(())
     }
 
     /// Counts one more session of `client`, if there is room for it.
-    pub(super) async fn reserve(
+    pub(super) fn reserve(
         &self,
         client: Option<ClientNetwork>,
     ) -> Result<Reservation<'_>, OpenError> {
-        self.check(client).await?;
+        self.check(client)?;
         let mut counts = lock(&self.counts);
         counts.clients.check(client)?;
         counts.clients.open(client);
@@ -185,8 +186,8 @@ impl Near {
     }
 
     /// Counts out what has expired, which moka does only as the cache is used.
-    pub(super) async fn sweep(&self) {
-        self.cache.run_pending_tasks().await;
+    pub(super) fn sweep(&self) {
+        self.cache.run_pending_tasks();
     }
 
     /// How many of `backend` on `route` are near.
@@ -225,15 +226,10 @@ impl<'n> Reservation<'n> {
     }
 
     /// Keeps what the store said of a session that was opened here.
-    pub(super) async fn keep(
-        mut self,
-        id: ClientSessionId,
-        binding: Binding,
-        said: (Moment, Duration),
-    ) {
+    pub(super) fn keep(mut self, id: ClientSessionId, binding: Binding, said: (Moment, Duration)) {
         self.is_kept = true;
         let opener = Some(Opener(self.client));
-        self.near.put(id, binding, said, opener).await;
+        self.near.put(id, binding, said, opener);
     }
 }
 
