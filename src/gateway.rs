@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http::{header, request, response};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::ErrorType::InvalidHTTPHeader;
@@ -21,10 +21,9 @@ use crate::compatibility::{ExpiredSessionStatus, HeldAnswer};
 use crate::cors::OriginGrant;
 use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
-use crate::limits::ClientLimits;
+use crate::fields::Fields;
 use crate::load::Load;
-use crate::mcp::header::{EVENT_STREAM, MCP_METHOD, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
-use crate::mcp::method::SUBSCRIPTIONS_LISTEN;
+use crate::mcp::header::{EVENT_STREAM, MCP_SESSION_ID};
 use crate::mcp::{BackendSessionId, Call, ClientSessionId, Era};
 use crate::message::{Body, MalformedBody};
 use crate::metrics::LookupOutcome;
@@ -167,10 +166,9 @@ impl Gateway {
         if !rules.hosts.allows(authority(request), reach) {
             return Err(Rejection::HostForbidden);
         }
-        has_one_meaning(request)?;
-        if is_header_too_large(&request.headers, &rules.limits) {
-            return Err(Rejection::HeaderTooLarge);
-        }
+        let fields = Fields::of(request);
+        fields.have_one_meaning()?;
+        fields.are_within(&rules.limits)?;
         // Before the path is looked at: a page cannot read that it is wrong unless the preflight
         // is right (Fetch, CORS protocol).
         if request.method == Method::OPTIONS {
@@ -182,7 +180,7 @@ impl Gateway {
         exchange.route = Some(Arc::clone(route));
         exchange.is_at_endpoint = request.uri.path() == route.path.as_str();
         exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
-        let length = content_length(&request.headers);
+        let length = fields.content_length();
         if is_longer(length, route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
@@ -193,15 +191,15 @@ impl Gateway {
             exchange.call = Call::Discover;
             return Ok(Admission::Forward);
         }
-        let era = Era::of(&request.headers);
+        let era = fields.era();
         exchange.era = Some(era);
         match era {
             Era::Session => {
-                self.admit_to_session(rules, request, route, exchange)
+                self.admit_to_session(rules, &fields, route, exchange)
                     .await?;
                 remembered_405(route, exchange)?;
             }
-            Era::Stateless if is_listen(request) => exchange.call = Call::Listen,
+            Era::Stateless if fields.is_listen() => exchange.call = Call::Listen,
             Era::Stateless => {}
         }
         if matches!(exchange.call, Call::Get | Call::Listen) {
@@ -236,18 +234,17 @@ impl Gateway {
     async fn admit_to_session(
         &self,
         rules: &Rules,
-        request: &RequestHeader,
+        fields: &Fields<'_>,
         route: &Route,
         exchange: &mut Exchange,
     ) -> Result<(), Rejection> {
-        if exchange.call == Call::Get && !accepts_event_stream(&request.headers) {
+        if exchange.call == Call::Get && !accepts_event_stream(fields.all()) {
             return Err(Rejection::StreamNotAccepted);
         }
         if let Some(reaping) = &self.reaping {
-            exchange.authorization = reaping.authorization_of(&request.headers);
+            exchange.authorization = reaping.authorization_of(fields.all());
         }
-        let mut ids = request.headers.get_all(MCP_SESSION_ID).iter();
-        let Some(id) = ids.next() else {
+        let Some(id) = fields.session_id()? else {
             return match exchange.call {
                 Call::Delete => Err(Rejection::SessionIdMissing),
                 // What opens a session cannot be told from what does not, but by the answer. Where
@@ -718,7 +715,7 @@ impl Gateway {
     pub(crate) async fn touch(&self, session: ClientSessionId) -> Result<(), StoreError> {
         let binding = self.store.touch(session).await?;
         if let (Some(reaping), Some(binding)) = (&self.reaping, binding) {
-            reaping.touch(&binding).await;
+            reaping.touch(&binding);
         }
         Ok(())
     }
@@ -785,11 +782,6 @@ fn judge_body(
     let policy = exchange.policy().ok_or(Rejection::Internal)?;
     let era = exchange.era.ok_or(Rejection::Internal)?;
     policy.judge(&body, era, &request.headers)
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    let length = headers.get(header::CONTENT_LENGTH)?;
-    length.to_str().ok()?.parse().ok()
 }
 
 fn is_longer(length: Option<u64>, most: Option<u64>) -> bool {
@@ -1049,30 +1041,32 @@ fn private_name(headers: &HeaderMap) -> Option<&HeaderName> {
                 .eq_ignore_ascii_case(option.trim_ascii())
         })
     };
-    headers.keys().find(|name| match **name {
-        header::CONNECTION | header::CONTENT_LENGTH | header::TRANSFER_ENCODING => false,
+    let names = headers.keys().filter(|name| match **name {
+        header::CONTENT_LENGTH | header::TRANSFER_ENCODING => false,
         _ => is_private(name) || is_nominated(name),
-    })
+    });
+    for name in names.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
 }
 
 fn is_private(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "access-control-allow-credentials"
-            | "access-control-allow-headers"
-            | "access-control-allow-methods"
-            | "access-control-allow-origin"
-            | "access-control-expose-headers"
-            | "access-control-max-age"
-            | "alt-svc"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-connection"
-            | "server"
-            | "te"
-            | "trailer"
-            | "upgrade"
-    )
+    match *name {
+        header::ACCESS_CONTROL_ALLOW_CREDENTIALS
+        | header::ACCESS_CONTROL_ALLOW_HEADERS
+        | header::ACCESS_CONTROL_ALLOW_METHODS
+        | header::ACCESS_CONTROL_ALLOW_ORIGIN
+        | header::ACCESS_CONTROL_EXPOSE_HEADERS
+        | header::ACCESS_CONTROL_MAX_AGE
+        | header::ALT_SVC
+        | header::CONNECTION
+        | header::PROXY_AUTHENTICATE
+        | header::SERVER
+        | header::TE
+        | header::TRAILER
+        | header::UPGRADE => true,
+        _ => matches!(name.as_str(), "keep-alive" | "proxy-connection"),
+    }
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

@@ -41,6 +41,7 @@ pub mod cors;
 pub mod discovery;
 pub mod drain;
 pub mod exchange;
+mod fields;
 pub mod gateway;
 pub mod host;
 pub mod limits;

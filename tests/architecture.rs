@@ -12,6 +12,7 @@ const LAYERS: &[&str] = &[
     "message",
     "rejection",
     "limits",
+    "fields",
     "metrics",
     "policy",
     "cors",

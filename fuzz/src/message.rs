@@ -28,7 +28,7 @@ pub fn message(input: &[u8]) {
         check_members(message, value);
         check_answer(message, value);
     }
-    let era = Era::of(&headers);
+    let era = Era::of(headers.get(MCP_PROTOCOL_VERSION));
     if policy().judge(&parsed, era, &headers).is_ok() {
         for message in parsed.messages() {
             check_allowed(message);
