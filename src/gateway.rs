@@ -420,7 +420,7 @@ impl Gateway {
     ) -> Rejection {
         exchange.outcome = SessionOutcome::Lost;
         if let Some(reaping) = &self.reaping {
-            reaping.take_authorization(binding).await;
+            reaping.take_authorization(binding);
         }
         if let Err(error) = self.store.remove(id).await {
             log::warn!("session not updated: {error}");
@@ -876,57 +876,10 @@ fn is_discovery(path: &str) -> bool {
     WellKnown::parse(path).is_some() || path.ends_with("/.well-known/openid-configuration")
 }
 
-fn is_listen(request: &RequestHeader) -> bool {
-    let method = request.headers.get(MCP_METHOD);
-    request.method == Method::POST && method.is_some_and(|name| name == SUBSCRIPTIONS_LISTEN)
-}
-
-fn is_header_too_large(headers: &HeaderMap, limits: &ClientLimits) -> bool {
-    // What separates a name from its value, and ends the line.
-    const AROUND: usize = ": \r\n".len();
-    let lines = headers.iter();
-    let size: usize = lines
-        .map(|(name, value)| name.as_str().len() + value.len() + AROUND)
-        .sum();
-    headers.len() as u64 > limits.max_headers.0 || size as u64 > limits.max_header_size.0
-}
-
-/// Refuses what a backend might read in another way than this proxy.
-fn has_one_meaning(request: &RequestHeader) -> Result<(), Rejection> {
-    let headers = &request.headers;
-    let is_there_twice = |name| headers.get_all(name).iter().nth(1).is_some();
-    // RFC 9112 3.2.
-    let lacks_host = request.version == Version::HTTP_11 && !headers.contains_key(header::HOST);
-    // `2, 2` is one length to some and none to others (RFC 9110 8.6).
-    let length = headers.get(header::CONTENT_LENGTH);
-    let is_list = length.is_some_and(|length| length.as_bytes().contains(&b','));
-    let names = [header::CONTENT_LENGTH, MCP_PROTOCOL_VERSION, MCP_METHOD];
-    if lacks_host || is_list || names.into_iter().any(is_there_twice) {
-        return Err(Rejection::MalformedRequest);
-    }
-    // Pingora knows the chunks, and would drop the name of what is in them (RFC 9112 6.1).
-    if !has_only(headers, header::TRANSFER_ENCODING, b"chunked") {
-        return Err(Rejection::TransferCodingUnknown);
-    }
-    // RFC 9110 10.1.1. With the one that is known, it is the backend that says 100.
-    if !has_only(headers, header::EXPECT, b"100-continue") {
-        return Err(Rejection::ExpectationFailed);
-    }
-    Ok(())
-}
-
-/// Whether a header is absent, or there once with this value.
-fn has_only(headers: &HeaderMap, name: HeaderName, value: &[u8]) -> bool {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next();
-    first.is_none_or(|first| first.as_bytes().eq_ignore_ascii_case(value))
-        && values.next().is_none()
-}
-
 /// Takes the header apart, and leaves an empty one. What is made of the parts has lost the case of
-/// its names, which means nothing (RFC 9110 5.1): Pingora keeps it in a second map, and each header
-/// that is added there costs four allocations.
-fn take_request(request: &mut RequestHeader) -> request::Parts {
+/// its names, which means nothing (RFC 9110 5.1): Pingora keeps it in a second map, which is copied
+/// with the first and looked into with it, and each header that is added there costs four allocations.
+pub(crate) fn take_request(request: &mut RequestHeader) -> request::Parts {
     let (empty, ()) = Request::new(()).into_parts();
     std::mem::replace(request, empty.into()).into()
 }
@@ -948,7 +901,8 @@ fn remove_pretended(headers: &mut HeaderMap, backend: &Backend) {
             || name.as_bytes().contains(&b'_') && backend.is_reserved(&name.replace('_', "-"));
         CLAIMS.contains(&name) || is_lookalike()
     };
-    while let Some(name) = headers.keys().find(is_pretended).cloned() {
+    let pretended = headers.keys().filter(is_pretended).cloned();
+    for name in pretended.collect::<Vec<_>>() {
         headers.remove(name);
     }
 }
@@ -1023,14 +977,6 @@ pub(crate) fn authority(request: &RequestHeader) -> Option<&str> {
 /// which is Pingora's; the backend's CORS policy, as two in one answer are an error to a browser;
 /// what the backend runs on, and where else it is reached.
 fn remove_private(headers: &mut HeaderMap) {
-    while let Some(name) = private_name(headers).cloned() {
-        headers.remove(name);
-    }
-    headers.remove(header::CONNECTION);
-}
-
-/// The first name of what is not the client's, but for `Connection`, which names others.
-fn private_name(headers: &HeaderMap) -> Option<&HeaderName> {
     let connection = headers.get_all(header::CONNECTION);
     let is_nominated = |name: &HeaderName| {
         let options = connection.iter().map(HeaderValue::as_bytes);
