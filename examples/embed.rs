@@ -69,22 +69,26 @@ struct ApiKeyProxy {
 
 #[async_trait]
 impl ProxyHttp for ApiKeyProxy {
-    type CTX = Exchange;
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::default()
+    fn new_ctx(&self) -> Box<Exchange> {
+        Box::default()
     }
 
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         begin(&self.gateway, session, exchange);
         Ok(())
     }
 
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Self::CTX,
+    ) -> Result<bool> {
         let connection = connection(session);
         let request = session.req_header();
         let admitted = self.gateway.admit(request, connection, exchange).await;
@@ -113,7 +117,7 @@ impl ProxyHttp for ApiKeyProxy {
     async fn upstream_peer(
         &self,
         _: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         self.gateway.route(exchange)?;
         Ok(Box::new(exchange.peer()?))
@@ -123,7 +127,7 @@ impl ProxyHttp for ApiKeyProxy {
         &self,
         _: &mut Session,
         request: &mut RequestHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         request.remove_header("X-Api-Key");
         self.gateway.to_backend(request, exchange)
@@ -134,7 +138,7 @@ impl ProxyHttp for ApiKeyProxy {
         _: &mut Session,
         body: &mut Option<Bytes>,
         _: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         Ok(self.gateway.body_from_client(body.as_ref(), exchange)?)
     }
@@ -143,7 +147,7 @@ impl ProxyHttp for ApiKeyProxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         take_header(&self.gateway, session, response, exchange).await
     }
@@ -153,7 +157,7 @@ impl ProxyHttp for ApiKeyProxy {
         _: &mut Session,
         body: &mut Option<Bytes>,
         is_end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         take_body(&self.gateway, body, is_end, exchange)?;
         Ok(None)
@@ -163,7 +167,7 @@ impl ProxyHttp for ApiKeyProxy {
         &self,
         _: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         self.gateway.to_client(response, exchange);
         Ok(())
@@ -176,7 +180,7 @@ impl ProxyHttp for ApiKeyProxy {
         _: &HttpPeer,
         _: RawFd,
         _: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         self.gateway.backend_connected(exchange);
         Ok(())
@@ -187,7 +191,7 @@ impl ProxyHttp for ApiKeyProxy {
         &self,
         _: &mut Session,
         _: &HttpPeer,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
         mut error: Box<pingora_core::Error>,
     ) -> Box<pingora_core::Error> {
         self.gateway.backend_failed(exchange);
@@ -200,7 +204,7 @@ impl ProxyHttp for ApiKeyProxy {
         &self,
         session: &mut Session,
         error: &pingora_core::Error,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> FailToProxy {
         answer_failure(&self.gateway, session, error, exchange).await
     }
@@ -209,13 +213,13 @@ impl ProxyHttp for ApiKeyProxy {
         &self,
         session: &mut Session,
         error: Option<&pingora_core::Error>,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) {
         give_up_unheard(&self.gateway, session, error, exchange).await;
     }
 
     /// Pingora's own line quotes what a backend sent, its session ids included.
-    fn suppress_error_log(&self, _: &Session, _: &Exchange, error: &pingora_core::Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Self::CTX, error: &pingora_core::Error) -> bool {
         log::warn!("request failed: {}", error.etype().as_str());
         true
     }

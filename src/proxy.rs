@@ -18,7 +18,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::connections::header_arrived;
 use crate::exchange::{Connection, Exchange};
-use crate::gateway::{Admission, Gateway};
+use crate::gateway::{Admission, Gateway, take_request};
 use crate::host::Reach;
 use crate::mcp::Call;
 use crate::metrics::Connected;
@@ -71,10 +71,11 @@ impl From<Arc<Gateway>> for McpProxy {
 
 #[async_trait]
 impl ProxyHttp for McpProxy {
-    type CTX = Exchange;
+    /// In a box, as Pingora has room for three in the memory of each request.
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::default()
+    fn new_ctx(&self) -> Box<Exchange> {
+        Box::default()
     }
 
     /// No modules: an empty set costs nothing a request, and nothing may compress a stream.
@@ -83,14 +84,18 @@ impl ProxyHttp for McpProxy {
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         self.observer.arrived(exchange);
         begin(&self.gateway, session, exchange);
         Ok(())
     }
 
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Self::CTX,
+    ) -> Result<bool> {
         let connection = connection(session);
         let request = session.req_header();
         let (header, body) = match self.gateway.admit(request, connection, exchange).await {
@@ -113,7 +118,7 @@ impl ProxyHttp for McpProxy {
     async fn upstream_peer(
         &self,
         _: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         self.gateway.route(exchange)?;
         Ok(Box::new(exchange.peer()?))
@@ -123,7 +128,7 @@ impl ProxyHttp for McpProxy {
         &self,
         _: &mut Session,
         _: &HttpPeer,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
         self.observer.connect_failed(exchange);
@@ -149,7 +154,7 @@ impl ProxyHttp for McpProxy {
         _: &HttpPeer,
         _: RawFd,
         _: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         let connected = match is_reused {
             true => Connected::Reused,
@@ -164,7 +169,7 @@ impl ProxyHttp for McpProxy {
         &self,
         _: &mut Session,
         request: &mut RequestHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         self.gateway.to_backend(request, exchange)
     }
@@ -174,7 +179,7 @@ impl ProxyHttp for McpProxy {
         _: &mut Session,
         body: &mut Option<Bytes>,
         _: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         Ok(self.gateway.body_from_client(body.as_ref(), exchange)?)
     }
@@ -183,7 +188,7 @@ impl ProxyHttp for McpProxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         take_header(&self.gateway, session, response, exchange).await
     }
@@ -193,7 +198,7 @@ impl ProxyHttp for McpProxy {
         _: &mut Session,
         body: &mut Option<Bytes>,
         is_end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         take_body(&self.gateway, body, is_end, exchange)?;
         Ok(None)
@@ -203,7 +208,7 @@ impl ProxyHttp for McpProxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> Result<()> {
         if session.req_header().version == Version::HTTP_10
             && response.remove_header(&TRANSFER_ENCODING).is_some()
@@ -223,13 +228,18 @@ impl ProxyHttp for McpProxy {
         &self,
         session: &mut Session,
         error: &Error,
-        exchange: &mut Exchange,
+        exchange: &mut Self::CTX,
     ) -> FailToProxy {
         log_failure(error, exchange);
         answer_failure(&self.gateway, session, error, exchange).await
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        exchange: &mut Self::CTX,
+    ) {
         give_up_unheard(&self.gateway, session, error, exchange).await;
         let transfer = Transfer {
             request: session.req_header(),
@@ -244,14 +254,14 @@ impl ProxyHttp for McpProxy {
 
     /// Pingora's own lines quote what a backend sent, ids included, and whole request targets:
     /// `log_failure` writes one in their place.
-    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {
         true
     }
 
     fn suppress_proxy_warn_log(
         &self,
         _: &Session,
-        _: &Exchange,
+        _: &Self::CTX,
         _: &Error,
         _: ProxyWarnLogContext,
     ) -> bool {
@@ -259,9 +269,12 @@ impl ProxyHttp for McpProxy {
     }
 }
 
-/// Gives a request whose header has come its limits, for `ProxyHttp::early_request_filter`.
+/// Takes up a request whose header has come, for `ProxyHttp::early_request_filter`: gives it its
+/// limits, and forgets how its names and its target were spelt.
 pub fn begin(gateway: &Gateway, session: &mut Session, exchange: &mut Exchange) {
     header_arrived(session.as_downstream());
+    let request = session.req_header_mut();
+    *request = take_request(request).into();
     let timeouts = &gateway.rules_of(exchange).timeouts;
     // A connection that the client wants closed stays so.
     if session.get_keepalive().is_some() {

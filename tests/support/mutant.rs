@@ -61,7 +61,7 @@ struct Mutant {
 
 #[derive(Default)]
 struct Context {
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     /// The client's header as it came.
     asked: HeaderMap,
     /// The backend's header as it came.
