@@ -130,7 +130,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
             // First, as what has been given up looks closed to the application.
             biased;
             Ok((stream, rejection)) = given_up => Box::pin(self.refuse(ready(Some(stream)), rejection)).await,
-            _ = app.process_new(Box::new(stream), shutdown) => {}
+            () = app.serve(stream, shutdown) => {}
         }
     }
 }
@@ -180,6 +180,48 @@ impl<A: HttpServerApp> Watched<A> {
     }
 }
 
+impl<A: HttpServerApp + Send + Sync + 'static> Watched<A> {
+    /// Pingora's loop has room for a connection of HTTP/2, 3 KiB that would be held to the end of one
+    /// of HTTP/1, too. So only what may be HTTP/2 goes there.
+    async fn serve(self: &Arc<Self>, stream: ClientStream, shutdown: &ShutdownWatch) {
+        if stream.is_http_2 || self.options.h2c {
+            self.process_new(Box::new(stream), shutdown).await;
+            return;
+        }
+        let mut next = self.first_request(stream, shutdown);
+        while let Some(reused) = next.await {
+            next = self.next_request(reused, shutdown);
+        }
+    }
+
+    fn first_request<'c>(
+        self: &'c Arc<Self>,
+        stream: ClientStream,
+        shutdown: &'c ShutdownWatch,
+    ) -> Served<'c> {
+        let mut session = ServerSession::new_http1(Box::new(stream));
+        session.set_keepalive((!*shutdown.borrow()).then_some(WITHOUT_LIMIT));
+        session.set_keepalive_reuses_remaining(self.options.keepalive_request_limit);
+        self.process_new_http(session, shutdown)
+    }
+
+    fn next_request<'c>(
+        self: &'c Arc<Self>,
+        reused: ReusedHttpStream,
+        shutdown: &'c ShutdownWatch,
+    ) -> Served<'c> {
+        let (stream, settings) = reused.consume();
+        let mut session = ServerSession::new_http1(stream);
+        if let Some(settings) = settings {
+            settings.apply_to_session(&mut session);
+        }
+        self.process_new_http(session, shutdown)
+    }
+}
+
+/// A request that is being served. The connection goes on with another where it gives that.
+type Served<'c> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'c>>;
+
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Watched<A> {
     /// Not `async`: the future of `app` is passed on as it is, without one around it.
@@ -187,7 +229,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Watched<A> {
         self: &'s Arc<Self>,
         mut session: ServerSession,
         shutdown: &'w ShutdownWatch,
-    ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'f>>
+    ) -> Served<'f>
     where
         's: 'f,
         'w: 'f,
