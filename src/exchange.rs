@@ -138,7 +138,8 @@ impl Exchange {
     }
 
     /// Where Pingora is to connect for it, once a backend was chosen. A stream's connection can be
-    /// ended from here.
+    /// ended from here. For a request that [`to_backend`](crate::Gateway::to_backend) has made: it is what
+    /// removes hop-by-hop headers, and not Pingora.
     ///
     /// # Errors
     /// None was chosen.

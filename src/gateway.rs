@@ -448,7 +448,7 @@ impl Gateway {
         let mut parts = take_request(request);
         parts.uri = uri;
         let headers = &mut parts.headers;
-        remove_pretended(headers, backend);
+        remove_untrusted(headers, backend);
         join_cookies(headers)?;
         if route.host == HostHeader::Backend {
             headers.insert(header::HOST, backend.host().clone());
@@ -891,18 +891,20 @@ fn take_response(response: &mut ResponseHeader) -> response::Parts {
     std::mem::replace(response, empty.into()).into()
 }
 
-/// Removes what the client claims of who asked, and what a CGI or WSGI backend, to which `_` in a
-/// name is `-` (RFC 3875 4.1.18), would take for a header that is set or decided by here. Any other
-/// name with `_` passes, as a parameter of a tool (`Mcp-Param-user_id`) may have one.
-fn remove_pretended(headers: &mut HeaderMap, backend: &Backend) {
-    let is_pretended = |name: &&HeaderName| {
-        let name = name.as_str();
+/// Removes what is hop by hop, as Pingora frames a request anew; what the client claims of who asked;
+/// and what a CGI or WSGI backend, to which `_` in a name is `-` (RFC 3875 4.1.18), would take for a
+/// header that is set or decided by here. Any other name with `_` passes, as a parameter of a tool
+/// (`Mcp-Param-user_id`) may have one. What `Connection` names, Pingora has removed.
+fn remove_untrusted(headers: &mut HeaderMap, backend: &Backend) {
+    let is_pretended = |name: &str| {
         let is_lookalike =
             || name.as_bytes().contains(&b'_') && backend.is_reserved(&name.replace('_', "-"));
         CLAIMS.contains(&name) || is_lookalike()
     };
-    let pretended = headers.keys().filter(is_pretended).cloned();
-    for name in pretended.collect::<Vec<_>>() {
+    let names = headers.keys().filter(|name| {
+        *name == header::TRANSFER_ENCODING || is_hop_by_hop(name) || is_pretended(name.as_str())
+    });
+    for name in names.cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
 }
@@ -973,9 +975,8 @@ pub(crate) fn authority(request: &RequestHeader) -> Option<&str> {
     }
 }
 
-/// Removes what is not the client's: what is hop by hop (RFC 9110 7.6.1), but for the framing,
-/// which is Pingora's; the backend's CORS policy, as two in one answer are an error to a browser;
-/// what the backend runs on, and where else it is reached.
+/// Removes what is not the client's: what is hop by hop; the backend's CORS policy, as two in one
+/// answer are an error to a browser; what the backend runs on, and where else it is reached.
 fn remove_private(headers: &mut HeaderMap) {
     let connection = headers.get_all(header::CONNECTION);
     let is_nominated = |name: &HeaderName| {
@@ -1005,9 +1006,17 @@ fn is_private(name: &HeaderName) -> bool {
         | header::ACCESS_CONTROL_EXPOSE_HEADERS
         | header::ACCESS_CONTROL_MAX_AGE
         | header::ALT_SVC
-        | header::CONNECTION
+        | header::SERVER => true,
+        _ => is_hop_by_hop(name),
+    }
+}
+
+/// What ends at the next hop in either direction, but for the framing (RFC 9110 7.6.1).
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    match *name {
+        header::CONNECTION
         | header::PROXY_AUTHENTICATE
-        | header::SERVER
+        | header::PROXY_AUTHORIZATION
         | header::TE
         | header::TRAILER
         | header::UPGRADE => true,

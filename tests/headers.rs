@@ -52,6 +52,10 @@ async fn hop_by_hop_headers_stop_here_on_the_way_in() {
         .header("te", "trailers")
         .header("keep-alive", "timeout=9")
         .header("proxy-authorization", "Basic c2VjcmV0")
+        .header("proxy-authenticate", "Basic")
+        .header("proxy-connection", "keep-alive")
+        .header("trailer", "x-checksum")
+        .header("http2-settings", "AAMAAABk")
         .header("upgrade", "websocket");
     request.send().await.unwrap();
     let seen = backend.last();
@@ -61,6 +65,10 @@ async fn hop_by_hop_headers_stop_here_on_the_way_in() {
         "te",
         "keep-alive",
         "proxy-authorization",
+        "proxy-authenticate",
+        "proxy-connection",
+        "trailer",
+        "http2-settings",
         "upgrade",
     ] {
         assert_eq!(seen.header(name), None, "{name}");

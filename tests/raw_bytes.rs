@@ -68,12 +68,13 @@ async fn with_both_framings_the_chunks_count_and_the_connection_ends() {
 
 #[tokio::test]
 async fn chunks_are_framed_anew() {
-    for body in [
-        "2;name=value\r\n{}\r\n0\r\n\r\n",
-        "2\r\n{}\r\n0\r\nMcp-Session-Id: trailer\r\n\r\n",
-        "00000002\r\n{}\r\n000\r\n\r\n",
+    for (coding, body) in [
+        ("chunked", "2;name=value\r\n{}\r\n0\r\n\r\n"),
+        ("chunked", "2\r\n{}\r\n0\r\nMcp-Session-Id: trailer\r\n\r\n"),
+        ("CHUNKED", "00000002\r\n{}\r\n000\r\n\r\n"),
     ] {
-        let (_proxy, mut backend, header) = raw(&post("Transfer-Encoding: chunked", body)).await;
+        let post = post(&format!("Transfer-Encoding: {coding}"), body);
+        let (_proxy, mut backend, header) = raw(&post).await;
         assert!(
             header.contains("Transfer-Encoding: chunked\r\n"),
             "{header}"

@@ -132,7 +132,11 @@ impl Backend {
         peer.options.connection_timeout = Some(profile.connect);
         peer.options.idle_timeout = Some(profile.pool_idle);
         peer.options.tcp_keepalive = Some(tcp_keepalive());
-        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy {
+            // `to_backend` does it, in a pass that it makes anyway: Pingora looks for each name.
+            strip_hop_by_hop: false,
+            ..HttpUpstreamRequestPolicy::deny_upgrades()
+        };
         Self {
             name: profile.name_at(address),
             profile: Arc::clone(profile),
@@ -293,7 +297,8 @@ impl Backend {
         self.profile.limits
     }
 
-    /// Where Pingora is to connect for `call`, and how long it may wait.
+    /// Where Pingora is to connect for `call`, and how long it may wait. As of
+    /// [`Exchange::peer`](crate::Exchange::peer), hop-by-hop headers are not Pingora's to remove.
     pub fn peer(&self, call: Call) -> HttpPeer {
         let mut peer = self.peer.clone();
         let limits = self.limits();
