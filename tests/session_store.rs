@@ -246,9 +246,15 @@ async fn each_session_that_was_forgotten_is_given_to_one_caller() {
 async fn a_session_that_is_bound_after_its_lifetime_begins_anew() {
     let store = MemoryStore::new(with_yaml("{ lifetime: 1h }"));
     let id = ClientSessionId::mint();
-    store.adopt(id, opened_before(60), None).await.unwrap();
+    let former = opened_before(60);
+    store.adopt(id, former.clone(), None).await.unwrap();
     store.insert(id, binding(1)).await.unwrap();
     assert_eq!(store.find(id).await, Ok(Some(binding(1))));
+    let abandoned = store.abandoned(10).await.unwrap().into_iter();
+    assert_eq!(
+        abandoned.map(|one| one.binding).collect::<Vec<_>>(),
+        [former]
+    );
     let census = store.census().await;
     assert_eq!((census.live, census.lifetime), (Some(1), 1));
 }

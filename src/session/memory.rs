@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ahash::RandomState;
 use async_trait::async_trait;
 use moka::notification::RemovalCause;
+use moka::ops::compute::{CompResult, Op};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use uuid::Uuid;
@@ -204,14 +205,18 @@ impl MemoryStore {
         }
     }
 
-    /// Forgets a session that was in use until its lifetime was over.
+    /// Forgets a session that was in use until its lifetime was over, unless it has been bound anew.
     fn forget_outlived(&self, id: ClientSessionId) {
-        let Some(entry) = self.cache.remove(&id) else {
+        let judged = self.cache.entry(id).and_compute_with(|held| match held {
+            Some(held) if self.now() >= held.value().ends => Op::Remove,
+            Some(_) | None => Op::Nop,
+        });
+        let CompResult::Removed(entry) = judged else {
             return;
         };
         lock(&self.counts).note(Cause::Lifetime);
         if let Some(waiting) = &self.waiting {
-            waiting.push(entry.into_binding());
+            waiting.push(entry.into_value().into_binding());
         }
     }
 
