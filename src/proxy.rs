@@ -18,7 +18,8 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::connections::header_arrived;
 use crate::exchange::{Connection, Exchange};
-use crate::gateway::{Admission, Gateway, take_request};
+use crate::gateway::{Admission, Gateway};
+use crate::headers::take_request;
 use crate::host::Reach;
 use crate::mcp::Call;
 use crate::metrics::Connected;

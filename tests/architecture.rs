@@ -25,6 +25,7 @@ const LAYERS: &[&str] = &[
     "load",
     "rules",
     "exchange",
+    "headers",
     "gateway",
     "backend_watch",
     "stream_watch",

@@ -22,7 +22,8 @@ use tokio::task::spawn_blocking;
 
 use super::Observer;
 use super::status::Status;
-use crate::gateway::{Gateway, authority};
+use crate::gateway::Gateway;
+use crate::headers::authority;
 use crate::host::{HostPolicy, Reach};
 use crate::session::{SessionSettings, StoreSettings};
 use crate::setting::{Address, parse};
