@@ -60,8 +60,9 @@ chart: tools-chart ## Render the Helm chart, and check it and the configurations
 	cargo build --locked --bins --example self_signed
 	python-chart tests/chart/check.py
 
-bench: tools-build ## The micro-benchmarks
+bench: tools-bench ## The micro-benchmarks: time, then instructions and allocations
 	cargo bench --locked
+	$(MAKE) bench-check
 
 # Not in `make test`, as it builds all of it anew, optimised.
 bench-check: tools-bench ## Instructions and allocations of a call, compared with benches/instructions.csv (WRITE=1: keep them)

@@ -1,4 +1,5 @@
-//! What the gateway's functions cost a request: time, and allocations.
+//! What the gateway's functions cost a request, with the binary's allocator. `instructions.rs` counts the
+//! allocations of the same work: to count them takes time.
 //!
 //! ```text
 //! cargo bench --bench gateway
@@ -6,21 +7,20 @@
 
 mod support;
 
-use std::alloc::System;
 use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::StatusCode;
+use mimalloc::MiMalloc;
 use pingora_mcp::Exchange;
 use pingora_mcp::metrics::{Connected, Metrics, MetricsSettings};
 use pingora_mcp::observe::{AccessLog, AccessLogSettings, Observer, Transfer};
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use support::gateway::{measure, new_gateway, open_session, request, routed};
 use support::{CALLS, Meter, prepared, time};
 
 #[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 criterion_group! {
     name = benches;

@@ -19,9 +19,9 @@ use std::fs;
 use std::hint::black_box;
 use std::process::{Command, ExitCode};
 
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use support::store::Filled;
-use support::{Allocations, CALLS, Meter, gateway, prepared};
+use support::{CALLS, Meter, gateway, prepared};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -77,7 +77,7 @@ impl Meter for Counted {
     fn measure<P>(&mut self, name: &str, prepare: impl FnMut() -> P, work: impl Fn(&mut P)) {
         let cost = Cost {
             instructions: fewest_instructions(name),
-            allocations: Allocations::of(prepare, work).count,
+            allocations: allocations(prepare, work),
         };
         self.0.push((name.to_owned(), cost));
     }
@@ -144,6 +144,16 @@ impl Counted {
         );
         ExitCode::FAILURE
     }
+}
+
+/// How many a call makes: the average of many, after as many.
+fn allocations<P>(mut prepare: impl FnMut() -> P, work: impl Fn(&mut P)) -> f64 {
+    prepared(&mut prepare).iter_mut().for_each(&work);
+    let mut prepared = prepared(prepare);
+    let region = Region::new(ALLOCATOR);
+    prepared.iter_mut().for_each(work);
+    let change = region.change();
+    (change.allocations + change.reallocations) as f64 / CALLS as f64
 }
 
 /// Counts those of one call. `None` where there is no valgrind. The cache tidies itself up a few times

@@ -13,8 +13,12 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use futures::executor::block_on;
+use mimalloc::MiMalloc;
 use pingora_mcp::session::SessionStore;
 use support::store::{Filled, Template};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 criterion_group! {
     name = benches;

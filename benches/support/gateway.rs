@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use http::HeaderValue;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -151,8 +152,9 @@ pub fn open_session(gateway: &Gateway) -> String {
         .to_owned()
 }
 
+/// As [`begin`](pingora_mcp::proxy::begin) leaves it: the case of the names is forgotten.
 pub fn request(method: &str, more: &[(&'static str, &str)]) -> RequestHeader {
-    let mut request = RequestHeader::build(method, b"/mcp", Some(12)).unwrap();
+    let mut request = RequestHeader::build_no_case(method, b"/mcp", Some(12)).unwrap();
     let usual = [
         ("host", "127.0.0.1:8080"),
         ("content-type", "application/json"),
@@ -166,27 +168,43 @@ pub fn request(method: &str, more: &[(&'static str, &str)]) -> RequestHeader {
         ),
         ("mcp-protocol-version", "2025-11-25"),
     ];
-    for (name, value) in usual.iter().chain(more) {
-        request.insert_header(*name, *value).unwrap();
+    for (name, value) in read([&usual, more].concat()) {
+        request.insert_header(name, value).unwrap();
     }
     request
 }
 
 fn answer(session: Option<&str>) -> ResponseHeader {
     let mut answer = ResponseHeader::build(200, Some(12)).unwrap();
-    for (name, value) in [
+    let usual = [
         ("content-type", "application/json"),
         ("content-length", "162"),
         ("date", "Tue, 24 Nov 2026 04:00:00 GMT"),
         ("connection", "keep-alive"),
         ("keep-alive", "timeout=5"),
-    ] {
-        answer.insert_header(name, value).unwrap();
+        // The SDKs' servers repeat the id on each answer.
+        ("mcp-session-id", session.unwrap_or(BACKEND_ID)),
+    ];
+    for (name, value) in read(usual) {
+        answer.append_header(name, value).unwrap();
     }
-    // The SDKs' servers repeat the id on each answer.
-    let session = session.unwrap_or(BACKEND_ID);
-    answer.insert_header("mcp-session-id", session).unwrap();
     answer
+}
+
+/// Names and values as Pingora reads them: parts of one buffer.
+fn read<'l>(
+    lines: impl IntoIterator<Item = (&'l str, &'l str)> + Clone,
+) -> impl Iterator<Item = (Bytes, HeaderValue)> {
+    let texts = lines
+        .clone()
+        .into_iter()
+        .map(|(name, value)| [name, value].concat());
+    let mut buffer = Bytes::from(texts.collect::<String>());
+    lines.into_iter().map(move |(name, value)| {
+        let name = buffer.split_to(name.len());
+        let value = HeaderValue::from_maybe_shared(buffer.split_to(value.len()));
+        (name, value.unwrap())
+    })
 }
 
 /// A gateway of one route, which has `key`.

@@ -1,16 +1,13 @@
-//! Work measured by criterion, and by what it allocates.
+//! Work measured by criterion.
 
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
 
-use super::{Allocations, Meter};
+use super::Meter;
 
-/// Prints the allocations of work, then its time.
 impl Meter for Criterion {
     fn measure<P>(&mut self, name: &str, mut prepare: impl FnMut() -> P, work: impl Fn(&mut P)) {
-        let Allocations { count, bytes } = Allocations::of(&mut prepare, &work);
-        println!("{name}: {count:.1} allocations of {bytes:.0} bytes a call");
         self.bench_function(name, |bencher| {
             bencher.iter_batched_ref(&mut prepare, &work, BatchSize::SmallInput);
         });
