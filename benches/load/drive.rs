@@ -164,19 +164,22 @@ impl Stage<'_> {
             return Err(format!("the backend has {} streams", self.backend.streams()).into());
         }
 
-        // Whole rounds of events, after one that nothing is taken from.
-        let rounds = (SLICE_OF_STREAMS.as_secs_f64() / period.as_secs_f64()).ceil() as u64 + 1;
-        let window = Window::with(period, period * (rounds - 1) as u32);
+        // Whole rounds of events, after one that nothing is taken from, and before one that keeps the
+        // streams open: a client leaves with its last event.
+        let measured = (SLICE_OF_STREAMS.as_secs_f64() / period.as_secs_f64()).ceil() as u32;
+        let rounds = u64::from(measured) + 2;
+        let window = Window::with(period, period * measured);
         let begin = self.clock.now() + period.as_nanos() as u64;
+        let taken = begin..begin + (period * measured).as_nanos() as u64;
         let done = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         for (client, body) in open.drain(..) {
-            let (clock, done) = (self.clock, Arc::clone(&done));
+            let (clock, done, taken) = (self.clock, Arc::clone(&done), taken.clone());
             tasks.spawn(async move {
                 let delays = read(body, rounds, clock, &done).await?;
                 // With its client the connection would go.
                 drop(client);
-                let delays = delays.into_iter().filter(|(sent, _)| *sent >= begin);
+                let delays = delays.into_iter().filter(|(sent, _)| taken.contains(sent));
                 Outcome::Ok(delays.map(|(_, delay)| delay).collect())
             });
         }
