@@ -8,7 +8,6 @@ mod demo;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -17,7 +16,7 @@ use rmcp::model::{CallToolRequestParams, ClientConfig};
 use rmcp::service::RunningService;
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::{RoleClient, ServiceExt};
-use support::process::{Program, ProxyProcess};
+use support::process::{Program, ProxyProcess, ignored_test};
 use support::{Backend, Proxy, ask, initialize, open_session, post, route, within};
 
 #[tokio::test]
@@ -402,19 +401,13 @@ impl Server {
     }
 
     async fn at(address: SocketAddr, name: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "the_server", "--nocapture"]);
+        let mut command = ignored_test("the_server");
         command.envs([
             ("SERVER_ADDRESS", &*address.to_string()),
             ("SERVER_NAME", name),
         ]);
-        let mut program = Program::start(&mut command);
-        let listens = program.until(|server| server.address().is_some()).await;
-        assert!(listens, "it did not start: {}", program.log());
-        Self {
-            address: program.address().unwrap(),
-            program,
-        }
+        let (address, program) = Program::serving(&mut command).await;
+        Self { address, program }
     }
 }
 

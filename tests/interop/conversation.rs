@@ -136,15 +136,8 @@ impl Backend {
             stand_in.abort();
             let _cancelled = stand_in.await;
         }
-        let mut program = Program::start(&mut self.server.command(self.address));
-        let listens = program.until(|server| server.address().is_some()).await;
-        assert!(
-            listens,
-            "{} did not start: {}",
-            self.server.name,
-            program.log()
-        );
-        self.address = program.address().expect("it was there a moment ago");
+        let (address, program) = Program::serving(&mut self.server.command(self.address)).await;
+        self.address = address;
         self.program = Some(program);
     }
 

@@ -3,14 +3,14 @@
 
 use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
 use super::LOOPBACK;
-use super::process::{Program, ignored_test};
+use super::process::{Program, ignored_test, listen_again};
 
 /// What it says to a request. Then it waits until the proxy closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -51,10 +51,9 @@ impl BackendProcess {
     /// Starts this program for its one test `named`, which is ignored and does nothing but
     /// [`serve`].
     pub async fn start(named: &str, says: Says) -> Self {
-        let mut program = run(named, says, LOOPBACK);
-        assert!(program.until(|program| program.address().is_some()).await);
+        let (address, program) = run(named, says, LOOPBACK).await;
         Self {
-            address: program.address().unwrap(),
+            address,
             says,
             program,
         }
@@ -68,9 +67,9 @@ impl BackendProcess {
 
     /// Starts another on its address, which knows nothing of what the one before did.
     pub async fn start_anew(&mut self, named: &str) {
-        self.program = run(named, self.says, self.address);
-        let is_ready = |program: &Program| program.address() == Some(self.address);
-        assert!(self.program.until(is_ready).await);
+        let (address, program) = run(named, self.says, self.address).await;
+        assert_eq!(address, self.address);
+        self.program = program;
     }
 
     /// How many requests it has had.
@@ -94,10 +93,10 @@ impl BackendProcess {
     }
 }
 
-fn run(named: &str, says: Says, address: SocketAddr) -> Program {
+async fn run(named: &str, says: Says, address: SocketAddr) -> (SocketAddr, Program) {
     let mut command = ignored_test(named);
     command.env(SAYS, says.to_possible_value().unwrap().get_name());
-    Program::start(command.env(ADDRESS, address.to_string()))
+    Program::serving(command.env(ADDRESS, address.to_string())).await
 }
 
 /// Is such a process, until it is killed. Returns at once where this is none.
@@ -105,13 +104,7 @@ pub fn serve() {
     let Ok(says) = env::var(SAYS) else { return };
     let says = Says::from_str(&says, false).unwrap();
     let address = env::var(ADDRESS).unwrap();
-    // A connection of anybody's may have the port of the process before for a moment.
-    let listener = loop {
-        match TcpListener::bind(&address) {
-            Ok(listener) => break listener,
-            Err(_) => thread::sleep(BYTE_PAUSE),
-        }
-    };
+    let listener = listen_again(&address);
     println!("listening on http://{}/mcp", listener.local_addr().unwrap());
     for stream in listener.incoming() {
         thread::spawn(move || {

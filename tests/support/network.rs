@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use super::process::Program;
+use super::process::{Program, ignored_test};
 
 /// Runs this program's test `named` in a network of its own, to its end, and returns all that it has
 /// written.
@@ -19,17 +19,17 @@ use super::process::Program;
 pub async fn run_apart(named: &'static str) -> Result<String, String> {
     let mut why = String::new();
     for flags in [["--net", "--map-root-user"].as_slice(), &["--net"]] {
-        let unshare = |program: &OsStr, arguments: &[&str]| {
+        let unshare = |inner: &Command| {
             let mut command = Command::new("unshare");
-            command.args(flags).arg(program).args(arguments);
+            command.args(flags).arg(inner.get_program());
+            command.args(inner.get_args());
             command
         };
-        let link = ["link", "add", "one", "type", "veth"];
-        match unshare(OsStr::new("ip"), &link).output() {
+        let mut link = Command::new("ip");
+        link.args(["link", "add", "one", "type", "veth"]);
+        match unshare(&link).output() {
             Ok(tried) if tried.status.success() => {
-                let program = env::current_exe().unwrap();
-                let arguments = ["--exact", "--ignored", "--nocapture", named];
-                let mut test = unshare(program.as_os_str(), &arguments);
+                let mut test = unshare(&ignored_test(named));
                 test.env(APART, "");
                 let ran = tokio::task::spawn_blocking(move || test.output()).await;
                 let ran = ran.unwrap().unwrap();

@@ -1,7 +1,7 @@
 //! The built binary as a process of its own, and other programs that a test needs beside it.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -214,6 +214,15 @@ impl Program {
         }
     }
 
+    /// Starts `command`, a server, and waits until it has written `listening on http://<address>/mcp`.
+    pub async fn serving(command: &mut Command) -> (SocketAddr, Self) {
+        let mut program = Self::start(command);
+        let listens = program.until(|server| server.address().is_some()).await;
+        let log = program.log();
+        assert!(listens, "{command:?} did not start: {log}");
+        (program.address().unwrap(), program)
+    }
+
     /// All that it has written to standard output and standard error.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.output).unwrap()).into_owned()
@@ -243,8 +252,7 @@ impl Program {
         }
     }
 
-    /// Where a server listens, once it has written `listening on http://<address>/mcp`.
-    pub fn address(&self) -> Option<SocketAddr> {
+    fn address(&self) -> Option<SocketAddr> {
         let log = self.log();
         let (_, line) = log.split_once("listening on http://")?;
         let (address, _) = line.split_once("/mcp\n")?;
@@ -282,6 +290,16 @@ pub fn ignored_test(named: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "--ignored", "--nocapture", named]);
     command
+}
+
+/// Listens where a process did that was killed: a connection of anybody's may have its port for a moment.
+pub fn listen_again(address: &str) -> TcpListener {
+    loop {
+        match TcpListener::bind(address) {
+            Ok(listener) => return listener,
+            Err(_) => std::thread::sleep(POLL_INTERVAL),
+        }
+    }
 }
 
 /// The built binary, or the one that `PINGORA_MCP` names: that of a release, whose memory and pace

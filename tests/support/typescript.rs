@@ -15,13 +15,8 @@ pub struct ExampleServer {
 impl ExampleServer {
     /// Starts it.
     pub async fn start() -> Self {
-        let mut program = Program::start(&mut node("everything.mjs"));
-        let listens = program.until(|server| server.address().is_some()).await;
-        assert!(listens, "it did not start: {}", program.log());
-        Self {
-            address: program.address().unwrap(),
-            program,
-        }
+        let (address, program) = Program::serving(&mut node("everything.mjs")).await;
+        Self { address, program }
     }
 
     /// Sends it a signal, by the signal's name without `SIG`.

@@ -4,7 +4,6 @@ use std::env;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
@@ -14,7 +13,7 @@ use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{ServerHandler, tool, tool_handler, tool_router};
 use tokio::net::TcpListener;
 
-use crate::support::process::{Program, ignored_test};
+use crate::support::process::{Program, ignored_test, listen_again};
 
 /// A process of its own, until it is dropped: this program again, whose test `the_server` is [`serve`].
 pub(super) struct Server {
@@ -27,13 +26,8 @@ impl Server {
         let mut command = ignored_test("the_server");
         command.env("SERVER_ADDRESS", address.to_string());
         command.env("SERVER_NUMBER", number.to_string());
-        let mut program = Program::start(&mut command);
-        let listens = program.until(|server| server.address().is_some()).await;
-        assert!(listens, "it did not start: {}", program.log());
-        Self {
-            address: program.address().unwrap(),
-            program,
-        }
+        let (address, program) = Program::serving(&mut command).await;
+        Self { address, program }
     }
 
     /// How many sessions it has.
@@ -67,13 +61,9 @@ pub(crate) async fn serve() {
     let count = async move || sessions.sessions.read().await.len().to_string();
     let router = Router::new().route_service("/mcp", service);
     let router = router.route("/sessions", get(count));
-    // A connection of anybody's may have the port of the process before for a moment.
-    let listener = loop {
-        match TcpListener::bind(&address).await {
-            Ok(listener) => break listener,
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    };
+    let listener = listen_again(&address);
+    listener.set_nonblocking(true).unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
     println!("listening on http://{}/mcp", listener.local_addr().unwrap());
     axum::serve(listener, router).await.unwrap();
 }
