@@ -123,23 +123,24 @@ impl Teller {
         places: Option<Arc<Semaphore>>,
     ) {
         let Some(places) = places else {
-            if let Some(metrics) = &self.metrics {
-                metrics.session_reaped(Reaped::Dropped);
-            }
-            return;
+            return self.count(Reaped::Dropped);
         };
         let authorization = match self.gateway.reaping() {
             Some(reaping) => reaping.take_authorization(&session),
             None => None,
         };
         let outcome = self.tell(&session, authorization.as_ref(), &places).await;
-        if let Some(metrics) = &self.metrics {
-            metrics.session_reaped(outcome);
-        }
+        self.count(outcome);
         if let Some(claim) = claim
             && let Err(error) = self.gateway.store().settle(claim).await
         {
             log::debug!("ended session not settled: {error}");
+        }
+    }
+
+    fn count(&self, outcome: Reaped) {
+        if let Some(metrics) = &self.metrics {
+            metrics.session_reaped(outcome);
         }
     }
 
