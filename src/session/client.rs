@@ -60,6 +60,11 @@ impl Clients {
         self.total
     }
 
+    /// Whether there are more than there may be, as the oldest are still to go.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.total > self.capacity
+    }
+
     /// Whether `client` may open one more session. One on a Unix socket has no bound of its own.
     pub(super) fn check(&self, client: Option<ClientNetwork>) -> Result<(), OpenError> {
         if let Some(client) = client

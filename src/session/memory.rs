@@ -32,7 +32,6 @@ use crate::route::RoutePath;
 pub struct MemoryStore {
     cache: Cache<ClientSessionId, Entry, RandomState>,
     counts: Arc<Mutex<Counts>>,
-    capacity: u64,
     lifetime: Duration,
     /// What moments are counted from.
     began: Instant,
@@ -168,7 +167,6 @@ impl MemoryStore {
         Self {
             cache: cache.build_with_hasher(RandomState::new()),
             counts,
-            capacity: settings.capacity.0,
             lifetime,
             began,
             waiting,
@@ -200,12 +198,12 @@ impl MemoryStore {
     fn put(&self, id: ClientSessionId, entry: Entry) {
         self.cache.insert(id, entry);
         // moka evicts in batches; at capacity it is made to do so now, to hold the bound.
-        if self.len() > self.capacity {
+        if lock(&self.counts).clients.are_too_many() {
             self.sweep();
         }
     }
 
-    /// Forgets a session that was in use until its lifetime was over, unless it has been bound anew.
+    /// Forgets a session that is here still, in use or not, and whose lifetime is over.
     fn forget_outlived(&self, id: ClientSessionId) {
         let judged = self.cache.entry(id).and_compute_with(|held| match held {
             Some(held) if self.now() >= held.value().ends => Op::Remove,
@@ -229,14 +227,10 @@ impl MemoryStore {
 #[async_trait]
 impl SessionStore for MemoryStore {
     async fn insert(&self, id: ClientSessionId, binding: Binding) -> Result<(), StoreError> {
+        self.forget_outlived(id);
         let (client, ends) = match self.cache.get(&id) {
-            Some(known) if self.now() < known.ends => (known.client, known.ends),
-            known => {
-                if known.is_some() {
-                    self.forget_outlived(id);
-                }
-                (None, self.now().after(self.lifetime))
-            }
+            Some(known) => (known.client, known.ends),
+            None => (None, self.now().after(self.lifetime)),
         };
         let home = lock(&self.counts).add(&binding, client);
         self.put(id, Entry::new(home, binding, client, ends));
