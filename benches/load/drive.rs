@@ -168,9 +168,10 @@ impl Stage<'_> {
         // streams open: a client leaves with its last event.
         let measured = (SLICE_OF_STREAMS.as_secs_f64() / period.as_secs_f64()).ceil() as u32;
         let rounds = u64::from(measured) + 2;
-        let window = Window::with(period, period * measured);
+        let length = period * measured;
+        let window = Window::with(period, length);
         let begin = self.clock.now() + period.as_nanos() as u64;
-        let taken = begin..begin + (period * measured).as_nanos() as u64;
+        let taken = begin..begin + length.as_nanos() as u64;
         let done = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         for (client, body) in open.drain(..) {

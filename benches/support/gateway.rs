@@ -168,7 +168,7 @@ pub fn request(method: &str, more: &[(&'static str, &str)]) -> RequestHeader {
         ),
         ("mcp-protocol-version", "2025-11-25"),
     ];
-    for (name, value) in read([&usual, more].concat()) {
+    for (name, value) in read(&[&usual, more].concat()) {
         request.insert_header(name, value).unwrap();
     }
     request
@@ -185,22 +185,17 @@ fn answer(session: Option<&str>) -> ResponseHeader {
         // The SDKs' servers repeat the id on each answer.
         ("mcp-session-id", session.unwrap_or(BACKEND_ID)),
     ];
-    for (name, value) in read(usual) {
+    for (name, value) in read(&usual) {
         answer.append_header(name, value).unwrap();
     }
     answer
 }
 
 /// Names and values as Pingora reads them: parts of one buffer.
-fn read<'l>(
-    lines: impl IntoIterator<Item = (&'l str, &'l str)> + Clone,
-) -> impl Iterator<Item = (Bytes, HeaderValue)> {
-    let texts = lines
-        .clone()
-        .into_iter()
-        .map(|(name, value)| [name, value].concat());
+fn read(lines: &[(&str, &str)]) -> impl Iterator<Item = (Bytes, HeaderValue)> {
+    let texts = lines.iter().map(|(name, value)| [*name, *value].concat());
     let mut buffer = Bytes::from(texts.collect::<String>());
-    lines.into_iter().map(move |(name, value)| {
+    lines.iter().map(move |(name, value)| {
         let name = buffer.split_to(name.len());
         let value = HeaderValue::from_maybe_shared(buffer.split_to(value.len()));
         (name, value.unwrap())
