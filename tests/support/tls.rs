@@ -179,6 +179,7 @@ impl TlsClient {
         name: &str,
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connector = TlsConnector::from(Arc::new(self.config.clone()));
         within("the handshake", connector.connect(name, stream)).await
@@ -225,6 +226,7 @@ impl Http2 {
     /// Without TLS, beginning with HTTP/2's preface.
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         Self::over(stream, &format!("http://{address}")).await
     }
 
