@@ -137,10 +137,11 @@ impl ProxyHttp for ApiKeyProxy {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        is_end: bool,
         exchange: &mut Self::CTX,
     ) -> Result<()> {
-        Ok(self.gateway.body_from_client(body.as_ref(), exchange)?)
+        let body = body.as_ref();
+        Ok(self.gateway.body_from_client(body, is_end, exchange)?)
     }
 
     async fn upstream_response_filter(

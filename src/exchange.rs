@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use http::HeaderValue;
 use pingora_core::upstreams::peer::HttpPeer;
 
-use crate::backend::{Backend, BackendName, Lease};
+use crate::backend::{Backend, BackendName, Lease, Upload};
 use crate::compatibility::HeldAnswer;
 use crate::cors::OriginGrant;
 use crate::discovery::PublicUrl;
@@ -49,6 +49,8 @@ pub struct Exchange {
     /// How long a 405 to this request is remembered, where it is.
     pub(crate) get_405_memory: Option<Duration>,
     pub(crate) stream: Option<OpenStream>,
+    // Written by `read_ahead`, where there is more.
+    pub(crate) upload: Option<Upload>,
     // Written by `judge`.
     pub(crate) request_id: Option<RequestId>,
     pub(crate) is_judged: bool,
@@ -137,8 +139,8 @@ impl Exchange {
         self.backend.as_deref()
     }
 
-    /// Where Pingora is to connect for it, once a backend was chosen. A stream's connection can be
-    /// ended from here. For a request that [`to_backend`](crate::Gateway::to_backend) has made: it is what
+    /// Where Pingora is to connect for it, once a backend was chosen. The connection of a stream, and of
+    /// what [`read_ahead`](crate::proxy::read_ahead) has left unread, can be ended from here. For a request that [`to_backend`](crate::Gateway::to_backend) has made: it is what
     /// removes hop-by-hop headers, and not Pingora.
     ///
     /// # Errors
@@ -148,6 +150,8 @@ impl Exchange {
         let mut peer = backend.peer(self.call);
         if let Some(stream) = &self.stream {
             stream.ends.attach(&mut peer);
+        } else if let Some(upload) = &self.upload {
+            upload.attach(&mut peer);
         }
         Ok(peer)
     }
@@ -156,6 +160,11 @@ impl Exchange {
     pub fn is_ended(&self) -> bool {
         let stream = self.stream.as_ref();
         stream.is_some_and(|stream| stream.ends.is_ended())
+    }
+
+    /// Whether the proxy has ended it as its client stopped sending.
+    pub fn is_stalled(&self) -> bool {
+        self.upload.as_ref().is_some_and(Upload::is_stalled)
     }
 
     /// Whether that was the end of all streams, and not its age.

@@ -473,15 +473,20 @@ impl Gateway {
         Ok(())
     }
 
-    /// Takes the next part of the body of a client's request, which passes as it is.
+    /// Takes the next part of the body of a client's request, which passes as it is. `is_end` says that
+    /// it is the last.
     ///
     /// # Errors
     /// The refusal to answer with: with this part, it is longer than the route takes.
     pub fn body_from_client(
         &self,
         body: Option<&Bytes>,
+        is_end: bool,
         exchange: &mut Exchange,
     ) -> Result<(), Rejection> {
+        if is_end && let Some(upload) = &exchange.upload {
+            upload.finish();
+        }
         exchange.body_length += body.map_or(0, |part| part.len() as u64);
         let most = exchange.route.as_ref().and_then(|route| route.max_body);
         if is_longer(Some(exchange.body_length), most) {

@@ -16,6 +16,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use crate::backend::Upload;
 use crate::connections::header_arrived;
 use crate::exchange::{Connection, Exchange};
 use crate::gateway::{Admission, Gateway};
@@ -179,10 +180,11 @@ impl ProxyHttp for McpProxy {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        is_end: bool,
         exchange: &mut Self::CTX,
     ) -> Result<()> {
-        Ok(self.gateway.body_from_client(body.as_ref(), exchange)?)
+        let body = body.as_ref();
+        Ok(self.gateway.body_from_client(body, is_end, exchange)?)
     }
 
     async fn upstream_response_filter(
@@ -304,9 +306,10 @@ fn expect_next(session: &mut Session, exchange: &Exchange) {
 }
 
 /// Reads what a body over HTTP/2 begins with, mostly all of it, within the limit of its silence:
-/// Pingora has none there, and who sends nothing would hold a request at a backend. For
-/// `ProxyHttp::request_filter`, on [`Admission::Forward`]. Pingora sends the backend what was read
-/// here.
+/// Pingora has none there, and who sends nothing would hold a request at a backend. So would who stops
+/// later, and the silence of what is left is limited at the backend's connection
+/// ([`Exchange::peer`]). For `ProxyHttp::request_filter`, on [`Admission::Forward`]. Pingora sends the
+/// backend what was read here.
 ///
 /// # Errors
 /// The body cannot be read, or not in time.
@@ -325,10 +328,11 @@ pub async fn read_ahead(
         let read = timeout(silence, session.read_request_body()).await;
         let late = |_| Error::new(ErrorType::ReadTimedout);
         let Some(part) = read.map_err(late).flatten().map_err(Error::into_down)? else {
-            break;
+            return Ok(());
         };
         length += part.len();
     }
+    exchange.upload = Some(Upload::new(silence));
     Ok(())
 }
 
@@ -465,6 +469,7 @@ pub async fn answer_failure(
         let rejection = match exchange.rejection() {
             Some(refused) => refused,
             None if exchange.is_ended() => Rejection::NoBackend,
+            None if exchange.is_stalled() => Rejection::RequestTimeout,
             None => {
                 let lost = gateway.session_lost(exchange).await;
                 lost.unwrap_or_else(|| Rejection::of(error))
@@ -516,7 +521,8 @@ pub async fn give_up_unheard(
 /// A client that leaves is no failure; a refusal, an end and an answer that is held back were decided
 /// on.
 fn log_failure(error: &Error, exchange: &Exchange) {
-    let is_intended = [REFUSED, HELD].contains(error.etype()) || exchange.is_ended();
+    let is_decided = [REFUSED, HELD].contains(error.etype());
+    let is_intended = is_decided || exchange.is_ended() || exchange.is_stalled();
     if *error.esource() == ErrorSource::Downstream || is_intended {
         return;
     }

@@ -14,6 +14,7 @@ use support::process::ProxyProcess;
 use support::tls::{Http2, next, rest};
 use support::wire::Wire;
 use support::{Backend, Proxy, Seen, answer, header, raw, route, unused_address, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 #[tokio::test]
@@ -302,6 +303,45 @@ async fn a_body_that_stops_coming_is_408_before_a_backend_is_asked() {
 }
 
 #[tokio::test]
+async fn a_long_body_that_stops_coming_is_408_and_ends_the_request_at_the_backend() {
+    let (backend, proxy) = wired_with("  timeouts: { body: 200ms }\n").await;
+    let client = Http2::connect(proxy.address).await;
+    let request = client.post().body(()).unwrap();
+    let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
+    sending.send_data(vec![0; LONG].into(), false).unwrap();
+    let (wire, _) = Wire::accept(&backend).await;
+    let answered = within("an answer", answered).await.unwrap();
+    assert_eq!(answered.status(), 408);
+    assert!(!rest(answered.into_body()).await.is_empty());
+    wire.until_end().await;
+}
+
+#[tokio::test]
+async fn a_long_body_that_its_backend_is_slow_to_take_is_not_late() {
+    let limits = "      limits: { max_body: none }\n  timeouts: { body: 200ms }\n";
+    let (backend, proxy) = wired_with(limits).await;
+    let client = Http2::connect(proxy.address).await;
+    let request = client.post().body(()).unwrap();
+    let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
+    // More than the system holds for who does not read.
+    sending.send_data(vec![0; 256 * LONG].into(), true).unwrap();
+    let (mut wire, _) = within("the backend's connection", backend.accept())
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let mut taken = Vec::new();
+    while !taken.ends_with(b"0\r\n\r\n") {
+        let read = within("the rest", wire.read_buf(&mut taken)).await.unwrap();
+        assert_ne!(read, 0);
+    }
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    wire.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+        .await
+        .unwrap();
+    assert_eq!(within("an answer", answered).await.unwrap().status(), 204);
+}
+
+#[tokio::test]
 async fn a_body_may_come_part_by_part_for_longer_than_it_may_be_silent() {
     let backend = Backend::start(|seen: Seen| answer(200, &[], seen.body)).await;
     let limits = "  timeouts: { body: 300ms }\n";
@@ -339,8 +379,13 @@ async fn a_silent_stream_is_ended_in_order_when_the_process_ends() {
 
 /// A proxy in front of a backend whose connections the test takes.
 async fn wired() -> (TcpListener, Proxy) {
+    wired_with("").await
+}
+
+async fn wired_with(limits: &str) -> (TcpListener, Proxy) {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = Proxy::listening(H2C, &route(&[backend.local_addr().unwrap()]));
+    let routes = route(&[backend.local_addr().unwrap()]);
+    let proxy = Proxy::listening(H2C, &(routes + limits));
     (backend, proxy)
 }
 
@@ -367,3 +412,6 @@ const EVENT_STREAM: &str =
     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 const LARGE: usize = 8 << 20;
+
+/// More than the proxy reads before it asks a backend.
+const LONG: usize = 64 << 10;

@@ -4,7 +4,6 @@
 //! the byte is the connection, so that is where the end is made: for whoever reads it, the backend
 //! has closed. The proxy then closes the client's body in order.
 
-use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,18 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use pingora_core::connectors::l4::Connect;
-use pingora_core::protocols::l4::ext::{connect, set_tcp_keepalive};
-use pingora_core::protocols::l4::socket::SocketAddr;
-use pingora_core::protocols::l4::stream::Stream;
-use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorType, Result};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use super::watched::{Watch, connect_watched};
 
 /// What ends all streams of a process at once.
 #[derive(Debug)]
@@ -73,12 +65,10 @@ impl Ends {
     /// Has `peer` connected to by a connection that ends with the stream. It is none of the pool,
     /// neither before nor after.
     pub(crate) fn attach(&self, peer: &mut HttpPeer) {
-        // Its descriptor is none to Pingora either, so that the pool never hands it out again.
-        peer.group_key ^= OF_STREAMS;
-        peer.options.custom_l4 = Some(Arc::new(EndingConnect {
-            ends: self.clone(),
-            limit: peer.options.connection_timeout,
-        }));
+        let ends = self.clone();
+        connect_watched(peer, move || StreamEnd {
+            end: Box::pin(tokio::task::unconstrained(ends.clone().wait())),
+        });
     }
 
     async fn wait(mut self) {
@@ -96,90 +86,13 @@ impl Ends {
     }
 }
 
-/// Connects to the backend of one stream.
-#[derive(Debug)]
-struct EndingConnect {
-    ends: Ends,
-    limit: Option<Duration>,
-}
-
-#[async_trait]
-impl Connect for EndingConnect {
-    async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let Some(address) = address.as_inet() else {
-            return Error::e_explain(ErrorType::ConnectError, "not an address of a network");
-        };
-        let connecting = connect(address, None);
-        let connected = match self.limit {
-            Some(limit) => tokio::time::timeout(limit, connecting).await,
-            None => Ok(connecting.await),
-        };
-        let Ok(connected) = connected else {
-            return Error::e_explain(ErrorType::ConnectTimedout, "connecting for a stream");
-        };
-        let socket = EndingSocket {
-            socket: connected?,
-            end: Box::pin(tokio::task::unconstrained(self.ends.clone().wait())),
-        };
-        Ok(VirtualSocketStream::new(Box::new(socket)).into())
-    }
-}
-
-/// A connection that is at its end when `end` is.
-struct EndingSocket {
-    socket: TcpStream,
+/// The end of one stream, as its connection awaits it.
+struct StreamEnd {
     end: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
 }
 
-impl AsyncRead for EndingSocket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        // What has come goes on to the client before the end does.
-        match Pin::new(&mut self.socket).poll_read(context, buffer) {
-            Poll::Pending => self.end.as_mut().poll(context).map(Ok),
-            ready => ready,
-        }
+impl Watch for StreamEnd {
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.end.as_mut().poll(context).map(Ok)
     }
 }
-
-impl AsyncWrite for EndingSocket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
-    }
-}
-
-impl VirtualSocket for EndingSocket {
-    fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
-        match option {
-            VirtualSockOpt::NoDelay => self.socket.set_nodelay(true),
-            VirtualSockOpt::KeepAlive(keepalive) => {
-                set_tcp_keepalive(&self.socket, &keepalive).map_err(io::Error::other)
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl fmt::Debug for EndingSocket {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.socket.fmt(formatter)
-    }
-}
-
-/// Keeps the connections of streams apart from those that the pool hands out again.
-const OF_STREAMS: u64 = 1;

@@ -5,6 +5,8 @@ mod health;
 mod names;
 mod pool;
 mod probe;
+mod upload;
+mod watched;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -26,6 +28,7 @@ pub use names::Resolver;
 pub(crate) use names::SystemResolver;
 pub use pool::{For, Lease, Pool};
 pub(crate) use probe::Prober;
+pub(crate) use upload::Upload;
 
 use crate::compatibility::GetRefusal;
 use crate::limits::Bound;

@@ -226,6 +226,9 @@ fn ending(exchange: &Exchange, error: Option<&Error>) -> Ending {
     if exchange.is_ended() {
         return Ending::Limit(Limit::StreamAge);
     }
+    if exchange.is_stalled() {
+        return Ending::Limit(Limit::ClientRead);
+    }
     if let Some(limit) = exchange.rejection().and_then(Limit::of) {
         return Ending::Limit(limit);
     }
