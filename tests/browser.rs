@@ -15,6 +15,7 @@ use axum::routing::{get, post};
 use demo::demo_server;
 use serde_json::{Value, json};
 use support::process::{Program, scratch_file};
+use support::tls::{Authority, listener};
 use support::{Backend, Proxy, route, within};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -23,20 +24,25 @@ async fn a_page_of_an_allowed_origin_uses_the_server_in_both_eras() {
     let mut page = Page::serve().await;
     let proxy = Proxy::with(&(route(&[demo_server("demo").await]) + &page.allowed()));
 
-    let mut facts = page.open(&proxy, "legacy").await;
-    let id = facts.as_object_mut().unwrap().remove("sessionId");
-    let id = id.as_ref().and_then(Value::as_str);
-    assert_eq!(id.map(str::len), Some(32), "{facts}");
-    assert_eq!(
-        facts,
-        json!({ "era": "legacy", "counted": "counted to 3", "progress": [1, 2, 3], "announced": "dinner" })
-    );
+    page.sees_all(&proxy.url("/mcp"), &[]).await;
+}
 
-    let facts = page.open(&proxy, "auto").await;
-    assert_eq!(
-        facts,
-        json!({ "era": "modern", "counted": "counted to 3", "progress": [1, 2, 3] })
-    );
+#[tokio::test]
+async fn a_page_uses_the_server_by_http2_over_tls() {
+    let mut page = Page::serve().await;
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let routes = route(&[demo_server("demo").await]) + &page.allowed();
+    let proxy = Proxy::listening(&listener(&[&own], None), &routes);
+    let log = scratch_file("network.json");
+    let flags = [
+        "--ignore-certificate-errors".to_owned(),
+        format!("--log-net-log={}", log.display()),
+    ];
+    let url = format!("https://localhost:{}/mcp", proxy.address.port());
+    page.sees_all(&url, &flags).await;
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains(r#""next_proto":"h2""#));
 }
 
 #[tokio::test]
@@ -45,7 +51,7 @@ async fn a_page_of_another_origin_gets_nothing_and_reaches_no_backend() {
     let backend = Backend::with_session("id").await;
     let proxy = Proxy::with(&(route(&[backend.address]) + &other.allowed()));
     for era in ["legacy", "auto"] {
-        let facts = stranger.open(&proxy, era).await;
+        let facts = stranger.open(&proxy.url("/mcp"), era, &[]).await;
         assert!(facts["error"].is_string(), "{facts}");
     }
     assert_eq!(backend.seen().len(), 0);
@@ -85,13 +91,32 @@ impl Page {
         format!("  cors: {{ origins: [\"http://{}\"] }}\n", self.address)
     }
 
-    /// Opens the page in a browser of its own, and returns what it reports.
-    async fn open(&mut self, proxy: &Proxy, era: &str) -> Value {
-        let (page, url) = (self.address, proxy.url("/mcp"));
+    /// Uses the server at `url` in both eras, and sees all that there is to see.
+    async fn sees_all(&mut self, url: &str, flags: &[String]) {
+        let mut facts = self.open(url, "legacy", flags).await;
+        let id = facts.as_object_mut().unwrap().remove("sessionId");
+        let id = id.as_ref().and_then(Value::as_str);
+        assert_eq!(id.map(str::len), Some(32), "{facts}");
+        assert_eq!(
+            facts,
+            json!({ "era": "legacy", "counted": "counted to 3", "progress": [1, 2, 3], "announced": "dinner" })
+        );
+
+        let facts = self.open(url, "auto", flags).await;
+        assert_eq!(
+            facts,
+            json!({ "era": "modern", "counted": "counted to 3", "progress": [1, 2, 3] })
+        );
+    }
+
+    /// Opens the page in a browser of its own, with `flags`, and returns what it reports.
+    async fn open(&mut self, url: &str, era: &str, flags: &[String]) -> Value {
+        let page = self.address;
         let profile = scratch_file("profile");
         let mut chromium = Command::new(chromium());
         chromium
             .args(FLAGS)
+            .args(flags)
             .arg(format!("--user-data-dir={}", profile.display()))
             .arg(format!("http://{page}/page.html?url={url}&era={era}"));
         let browser = Program::start(&mut chromium);
