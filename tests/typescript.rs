@@ -34,7 +34,7 @@ async fn clients_see_through_the_proxy_what_they_see_without_it() {
 }
 
 #[tokio::test]
-async fn clients_see_the_same_through_tls() {
+async fn clients_see_the_same_through_tls_by_http1_and_by_http2() {
     let server = ExampleServer::start().await;
     let authority = Authority::new();
     let own = authority.issue("own", &["127.0.0.1"]);
@@ -44,15 +44,18 @@ async fn clients_see_the_same_through_tls() {
     for client in CLIENTS {
         let direct_url = format!("http://{}/mcp", server.address);
         let mut direct = run(client, &direct_url, "400").await;
-        let mut command = node(client);
-        command.env("NODE_EXTRA_CA_CERTS", &ca);
-        let url = format!("https://{}/mcp", proxy.address);
-        let mut proxied = facts(client, command, &url, "404").await;
-        for facts in [&mut direct, &mut proxied] {
-            let _ = take(facts, "sessionId");
-            let _ = take(facts, "ended");
+        let _ = take(&mut direct, "sessionId");
+        let _ = take(&mut direct, "ended");
+        for options in ["", "--import=./http2.mjs"] {
+            let mut command = node(client);
+            command.env("NODE_EXTRA_CA_CERTS", &ca);
+            command.env("NODE_OPTIONS", options);
+            let url = format!("https://{}/mcp", proxy.address);
+            let mut proxied = facts(client, command, &url, "404").await;
+            let _ = take(&mut proxied, "sessionId");
+            let _ = take(&mut proxied, "ended");
+            assert_eq!(proxied, direct, "{client} {options}");
         }
-        assert_eq!(proxied, direct, "{client}");
     }
 }
 
