@@ -13,6 +13,7 @@ use crate::compatibility::HeldAnswer;
 use crate::cors::OriginGrant;
 use crate::discovery::PublicUrl;
 use crate::host::Reach;
+use crate::limits::Held;
 use crate::mcp::{Call, ClientSessionId, Era};
 use crate::message::RequestId;
 use crate::metrics::{CountedStream, LookupOutcome};
@@ -48,6 +49,8 @@ pub struct Exchange {
     pub(crate) session_header: Option<HeaderValue>,
     /// How long a 405 to this request is remembered, where it is.
     pub(crate) get_405_memory: Option<Duration>,
+    /// Its place among the requests at all backends.
+    pub(crate) place: Option<Held>,
     pub(crate) stream: Option<OpenStream>,
     // Written by `read_ahead`, where there is more.
     pub(crate) upload: Option<Upload>,

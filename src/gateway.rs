@@ -183,6 +183,8 @@ impl Gateway {
         if is_longer(length, route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
+        let place = self.load.requests.hold();
+        exchange.place = Some(place.ok_or(Rejection::RequestsFull)?);
         if is_discovery(request.uri.path()) {
             if exchange.call != Call::Get {
                 return Err(Rejection::MethodNotAllowed);

@@ -52,6 +52,8 @@ impl Default for ClientTimeouts {
 pub struct ClientLimits {
     /// Connections of all clients.
     pub max_connections: Most,
+    /// Requests at all backends, open streams included.
+    pub max_requests: Most,
     /// Open GET streams and subscriptions of all clients.
     pub max_streams: Most,
     /// Open GET streams of one session.
@@ -63,10 +65,11 @@ pub struct ClientLimits {
 }
 
 impl Default for ClientLimits {
-    /// Fewer streams than connections, so that streams never keep requests out.
+    /// Fewer streams than connections and requests, so that streams never keep requests out.
     fn default() -> Self {
         Self {
             max_connections: Most(Some(8_000)),
+            max_requests: Most(Some(8_000)),
             max_streams: Most(Some(6_000)),
             max_streams_per_session: Most(Some(16)),
             max_headers: Count(100),
@@ -76,18 +79,28 @@ impl Default for ClientLimits {
 }
 
 impl ClientLimits {
-    /// Takes no more connections than this process has descriptors for.
-    pub(crate) fn fit(&mut self, fitting: Most) {
-        let (Most(wanted), Most(Some(most))) = (self.max_connections, fitting) else {
+    /// Takes no more connections and requests than there are `descriptors` for: each has one, a
+    /// connection to its client, a request to its backend.
+    pub(crate) fn fit(&mut self, descriptors: Most) {
+        let Most(Some(descriptors)) = descriptors else {
             return;
         };
-        if wanted.is_some_and(|wanted| wanted <= most) {
-            return;
+        let connections = fitting("max_connections", self.max_connections, descriptors / 2);
+        let rest = descriptors - connections;
+        self.max_connections = Most(Some(connections));
+        self.max_requests = Most(Some(fitting("max_requests", self.max_requests, rest)));
+    }
+}
+
+/// How many of what `key` bounds there may be, where there are descriptors for `most`.
+fn fitting(key: &str, Most(wanted): Most, most: usize) -> usize {
+    match wanted {
+        Some(wanted) if wanted <= most => wanted,
+        Some(_) => {
+            log::warn!("{key} is {most}: there are descriptors for no more");
+            most
         }
-        if wanted.is_some() {
-            log::warn!("max_connections is {most}: there are descriptors for no more");
-        }
-        self.max_connections = fitting;
+        None => most,
     }
 }
 

@@ -1,4 +1,4 @@
-//! What clients have now, for those who watch: connections, streams, and what was refused of them.
+//! What clients have now, for those who watch: connections, requests, streams, and what was refused of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use crate::streams::Streams;
 #[derive(Clone, Debug)]
 pub struct Load {
     pub(crate) connections: Arc<Bound>,
+    pub(crate) requests: Arc<Bound>,
     refused: Arc<[AtomicU64; REFUSED_CONNECTIONS.len()]>,
     pub(crate) streams: Arc<Streams>,
 }
@@ -20,6 +21,7 @@ impl Load {
     pub fn new(limits: &ClientLimits) -> Self {
         Self {
             connections: Arc::new(Bound::new(limits.max_connections)),
+            requests: Arc::new(Bound::new(limits.max_requests)),
             refused: Arc::default(),
             streams: Arc::new(Streams::new(limits.max_streams)),
         }
@@ -28,12 +30,18 @@ impl Load {
     /// Bounds it by `limits` from now on. What is held beyond them stays.
     pub(crate) fn limit(&self, limits: &ClientLimits) {
         self.connections.limit(limits.max_connections);
+        self.requests.limit(limits.max_requests);
         self.streams.limit(limits.max_streams);
     }
 
     /// Open connections of clients.
     pub fn connections(&self) -> usize {
         self.connections.held()
+    }
+
+    /// Requests at backends, or on their way there.
+    pub fn requests(&self) -> usize {
+        self.requests.held()
     }
 
     /// How many connections were refused before there was a request, by reason. No filter of

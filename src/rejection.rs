@@ -75,6 +75,8 @@ pub enum Rejection {
     BackendFull,
     /// There are as many connections as there may be.
     ConnectionsFull,
+    /// There are as many requests at backends as there may be.
+    RequestsFull,
     /// There are as many open streams as there may be.
     StreamsFull,
     /// There are as many sessions as there may be.
@@ -350,6 +352,12 @@ impl Rejection {
                 "connections-full",
                 "Too many connections",
                 "This server has as many connections as it may. Try again later.",
+            ),
+            Self::RequestsFull => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "requests-full",
+                "Too many requests",
+                "This server has as many requests under way as it may. Try again later.",
             ),
             Self::StreamsFull => (
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -26,7 +26,7 @@ use crate::setting::Most;
 pub struct Reload {
     file: PathBuf,
     fixed: Fixed,
-    fitting: Most,
+    descriptors: Most,
     gateway: Arc<Gateway>,
     /// Held while the gateway changes over, as a signal and a request may ask for it at a time.
     changing: Mutex<()>,
@@ -49,13 +49,13 @@ pub struct Fixed {
 }
 
 impl Reload {
-    /// For a server that was started by what stands in `file`, `fixed` of it, that has descriptors
-    /// for `fitting` connections, and that serves `gateway`. From here on SIGHUP does not end the
-    /// process.
+    /// For a server that was started by what stands in `file`, `fixed` of it, that has so many
+    /// `descriptors` for connections and requests, and that serves `gateway`. From here on SIGHUP does
+    /// not end the process.
     pub fn new(
         file: impl Into<PathBuf>,
         fixed: Fixed,
-        fitting: Most,
+        descriptors: Most,
         gateway: Arc<Gateway>,
     ) -> Self {
         let file = file.into();
@@ -67,7 +67,7 @@ impl Reload {
             // A server in the background changes its directory.
             file: std::path::absolute(&file).unwrap_or(file),
             fixed,
-            fitting,
+            descriptors,
             gateway,
             changing: Mutex::default(),
             asked,
@@ -96,7 +96,7 @@ impl Reload {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let Settings { server, mut mcp } = Settings::load(&self.file)?;
         let kept = self.fixed.differences(&Fixed::of(&server, &mcp));
-        mcp.limits.fit(self.fitting);
+        mcp.limits.fit(self.descriptors);
         self.gateway.replace(mcp.into());
         Ok(kept)
     }

@@ -55,8 +55,8 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
     let started = summary(&mcp);
-    let fitting = fitting_connections(&pingora.configuration);
-    mcp.limits.fit(fitting);
+    let descriptors = descriptors(&pingora.configuration);
+    mcp.limits.fit(descriptors);
     let (listeners, sessions, admin) = (
         mcp.listeners.clone(),
         mcp.sessions.clone(),
@@ -77,7 +77,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let store = store(&mcp.sessions, shared);
     let gateway = Arc::new(gateway_with(mcp, store));
     let reload = file.map(|file| {
-        let reload = Reload::new(file, fixed, fitting, Arc::clone(&gateway));
+        let reload = Reload::new(file, fixed, descriptors, Arc::clone(&gateway));
         let service = background_service("reload", reload);
         let reload = service.task();
         pingora.add_service(service);
@@ -261,9 +261,9 @@ fn bind(config: &Config) -> Result<ListenFds, StartError> {
     Ok(Arc::new(sockets.into()))
 }
 
-/// Has the system give as many descriptors as it may, and says for how many connections they are
-/// enough: each has one, and its request another one to the backend.
-fn fitting_connections(conf: &ServerConf) -> Most {
+/// Has the system give as many descriptors as it may, and says how many there are for connections of
+/// clients and their requests.
+fn descriptors(conf: &ServerConf) -> Most {
     let given = match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(given) => usize::try_from(given).unwrap_or(usize::MAX),
         Err(error) => {
@@ -274,8 +274,9 @@ fn fitting_connections(conf: &ServerConf) -> Most {
     let pooled = conf
         .upstream_keepalive_pool_size
         .saturating_mul(conf.threads);
-    let free = given.saturating_sub(OTHER_DESCRIPTORS);
-    Most(Some((free.saturating_sub(pooled) / 2).max(1)))
+    let others = pooled.saturating_add(OTHER_DESCRIPTORS);
+    // At least one of each.
+    Most(Some(given.saturating_sub(others).max(2)))
 }
 
 /// What is listened on and what goes where, in one line.

@@ -13,7 +13,9 @@ use http::{HeaderMap, Method, Response};
 use support::process::ProxyProcess;
 use support::tls::{Http2, next, rest};
 use support::wire::Wire;
-use support::{Backend, Proxy, Seen, answer, header, raw, route, unused_address, within};
+use support::{
+    Backend, Proxy, Seen, answer, header, raw, route, until_asked, unused_address, within,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -103,6 +105,42 @@ async fn a_hundred_streams_are_open_on_one_connection() {
         let event = next(answered.body_mut()).await.unwrap();
         assert_eq!(event, format!("data: {number}\n\n"));
     }
+}
+
+#[tokio::test]
+#[cfg_attr(not(target_os = "linux"), ignore = "limits are set as its shell does")]
+async fn no_more_requests_are_taken_than_there_are_descriptors_for() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let routes = route(&[backend.local_addr().unwrap()]);
+    let proxy = ProxyProcess::with_descriptors(H2C, &routes, 400).await;
+    let log = proxy.log();
+    let said = "max_requests is 36: there are descriptors for no more";
+    assert!(log.contains(said), "{log}");
+
+    let (client, other) = (
+        Http2::connect(proxy.address).await,
+        Http2::connect(proxy.address).await,
+    );
+    let (mut held, mut wires) = (Vec::new(), Vec::new());
+    for _ in 0..36 {
+        let request = client.post().body(()).unwrap();
+        held.push(client.send.clone().send_request(request, true).unwrap().0);
+        wires.push(Wire::accept(&backend).await);
+    }
+    for _ in 0..100 {
+        let refused = other.send(other.post(), PING).await;
+        assert_eq!(refused.status(), 503);
+        let told = String::from_utf8(rest(refused.into_body()).await).unwrap();
+        assert!(told.contains("problem:requests-full"), "{told}");
+    }
+    assert!(!proxy.log().contains("ERROR"), "{}", proxy.log());
+
+    // Their places are free again, and nobody answers there any more.
+    drop((held, wires, backend));
+    until_asked("a place", async || {
+        other.send(other.post(), PING).await.status() == 502
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -318,7 +318,7 @@ async fn no_more_connections_are_taken_than_there_are_descriptors_for() {
     let backend = Backend::with_session("id").await;
     let limits = "  timeouts: { first_byte: 3s }\n";
     let mcp = route(&[backend.address]) + limits;
-    let proxy = ProxyProcess::with_descriptors(&mcp, 400).await;
+    let proxy = ProxyProcess::with_descriptors("", &mcp, 400).await;
     let mut clients = Vec::new();
     for _ in 0..80 {
         clients.push(Wire::connect(proxy.address).await);

@@ -159,9 +159,12 @@ async fn a_reload_bounds_connections_anew_and_closes_none() {
 async fn a_reload_too_takes_no_more_connections_than_there_are_descriptors_for() {
     let backend = Backend::with_session("id").await;
     let mcp = route(&[backend.address]);
-    let mut proxy =
-        ProxyProcess::with_descriptors(&(mcp.clone() + "  limits: { max_connections: 30 }\n"), 400)
-            .await;
+    let mut proxy = ProxyProcess::with_descriptors(
+        "",
+        &(mcp.clone() + "  limits: { max_connections: 30 }\n"),
+        400,
+    )
+    .await;
     assert!(!proxy.log().contains("max_connections"), "{}", proxy.log());
     proxy
         .reload(&(mcp + "  limits: { max_connections: 5000 }\n"))

@@ -105,6 +105,8 @@ pub enum Limit {
     ClientSessionRate,
     /// `limits.max_connections`.
     Connections,
+    /// `limits.max_requests`.
+    Requests,
     /// `limits.max_streams`.
     Streams,
     /// `limits.max_streams_per_session`.
@@ -128,6 +130,7 @@ impl Limit {
             Rejection::ClientSessions => Some(Self::ClientSessions),
             Rejection::ClientSessionRate => Some(Self::ClientSessionRate),
             Rejection::ConnectionsFull => Some(Self::Connections),
+            Rejection::RequestsFull => Some(Self::Requests),
             Rejection::StreamsFull => Some(Self::Streams),
             Rejection::SessionStreams => Some(Self::SessionStreams),
             Rejection::HeaderTooLarge => Some(Self::Header),
@@ -171,6 +174,7 @@ impl Limit {
             Self::ClientSessions => "client_sessions",
             Self::ClientSessionRate => "client_session_rate",
             Self::Connections => "connections",
+            Self::Requests => "requests",
             Self::Streams => "streams",
             Self::SessionStreams => "session_streams",
             Self::Header => "header",

@@ -48,14 +48,14 @@ impl ProxyProcess {
     }
 
     /// A proxy as [`start`](Self::start), that may have `most` descriptors and is given fewer.
-    pub async fn with_descriptors(mcp: &str, most: usize) -> Self {
+    pub async fn with_descriptors(keys: &str, mcp: &str, most: usize) -> Self {
         let limited = format!("ulimit -n {most} && ulimit -S -n 64 && exec \"$0\" \"$@\"");
         let command = || {
             let mut command = Command::new("sh");
             command.args(["-c", &limited]).arg(binary());
             command
         };
-        Self::run(LOOPBACK.ip(), "", mcp, command).await
+        Self::run(LOOPBACK.ip(), keys, mcp, command).await
     }
 
     /// Runs `command` with `-c` and the file of its configuration, to listen on a port of `ip`.
