@@ -566,11 +566,12 @@ fn is_own_fault(error: &Error) -> bool {
 }
 
 fn is_client_gone(error: &Error) -> bool {
-    use ErrorType::{ConnectionClosed, ReadError, WriteError, WriteTimedout};
+    use ErrorType::{ConnectionClosed, H2Error, ReadError, WriteError, WriteTimedout};
     *error.esource() == ErrorSource::Downstream
         && matches!(
             error.etype(),
-            ConnectionClosed | ReadError | WriteError | WriteTimedout
+            // Over HTTP/2, a stream that was reset is an H2Error.
+            ConnectionClosed | H2Error | ReadError | WriteError | WriteTimedout
         )
 }
 

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::Method;
 use pingora_core::services::Service;
 use pingora_mcp::host::HostPolicy;
 use pingora_mcp::observe::{Admin, Observer};
@@ -17,6 +18,7 @@ use prometheus_parse::{Sample, Scrape, Value as MetricValue};
 use serde_json::{Value, json};
 use support::process::ProxyProcess;
 use support::redis::{KEY, Redis};
+use support::tls::Http2;
 use support::wire::Wire;
 use support::{Backend, answer, ask, header, initialize, open_session, post, raw, route};
 use support::{unused_address, within};
@@ -639,6 +641,42 @@ async fn a_line_tells_who_left() {
     );
 }
 
+#[tokio::test]
+async fn a_line_tells_who_left_over_http_2() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let routes = route(&[backend.local_addr().unwrap()]);
+    let logged = Logged::listening("      h2c: true\n", &routes).await;
+    let client = Http2::connect(logged.proxy.address).await;
+
+    let unanswered = client.post().body(()).unwrap();
+    let unanswered = client.send.clone().send_request(unanswered, true).unwrap();
+    let (wire, _) = Wire::accept(&backend).await;
+    drop(unanswered);
+    wire.until_closed().await;
+
+    let stream = async || {
+        let open = async {
+            let (mut wire, _) = Wire::accept(&backend).await;
+            wire.send(STREAM).await;
+            wire
+        };
+        tokio::join!(client.send(client.request(Method::GET, "/mcp"), ""), open)
+    };
+    let (answered, wire) = stream().await;
+    drop(answered);
+    wire.until_closed().await;
+
+    let (answered, wire) = stream().await;
+    drop((client, answered));
+    wire.until_closed().await;
+
+    let lines = logged.lines(3).await;
+    for (line, status) in lines.iter().zip([Value::Null, json!(200), json!(200)]) {
+        assert_eq!(line["ended"], "client_left", "{line}");
+        assert_eq!((&line["status"], &line["refusal"]), (&status, &Value::Null));
+    }
+}
+
 /// What a client writes is not in a line, so that it cannot write one.
 #[tokio::test]
 async fn a_client_cannot_write_a_line_of_its_own() {
@@ -733,12 +771,17 @@ struct Logged {
 impl Logged {
     /// A proxy with `mcp`, the YAML below `mcp:` but for its listeners.
     async fn start(mcp: &str) -> Self {
+        Self::listening("", mcp).await
+    }
+
+    /// The same, its listener with `keys` beside its address.
+    async fn listening(keys: &str, mcp: &str) -> Self {
         let path = support::process::scratch_file("access");
         let log = format!(
             "  access_log: {{ format: json, path: {} }}\n",
             path.display()
         );
-        let proxy = ProxyProcess::start(&(mcp.to_owned() + &log)).await;
+        let proxy = ProxyProcess::listening(keys, &(mcp.to_owned() + &log), &[]).await;
         Self { proxy, path }
     }
 

@@ -24,6 +24,7 @@ use pingora_mcp::session::{
 };
 use pingora_mcp::{Gateway, Settings, server};
 use support::process::ProxyProcess;
+use support::tls::{Http2, next};
 use support::wire::Wire;
 use support::{
     Backend, Proxy, Seen, answer, ask, header, initialize, open_session, route, until, until_asked,
@@ -162,6 +163,31 @@ async fn a_session_whose_client_left_before_it_had_the_answer_is_ended() {
     until_deleted(&backend, 1).await;
     assert_eq!(ids(&deletes(&backend)), ["session-0"]);
     assert!(store.sessions.is_empty());
+}
+
+#[tokio::test]
+async fn so_is_one_whose_client_leaves_over_http_2_in_the_middle_of_the_answer() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let routes = route(&[backend.local_addr().unwrap()]);
+    let proxy = Proxy::listening("      h2c: true\n", &routes);
+    let _reaping = proxy.reap(&metrics());
+    let client = Http2::connect(proxy.address).await;
+    let open = async {
+        let (mut wire, _) = Wire::accept(&backend).await;
+        wire.send(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nMcp-Session-Id: backends-own\r\n\
+             Content-Length: 2\r\n\r\n{",
+        )
+        .await;
+        wire
+    };
+    let (mut answered, wire) = tokio::join!(client.send(client.post(), "{}"), open);
+    assert_eq!(next(answered.body_mut()).await.unwrap(), "{");
+    drop(answered);
+    let (_wire, told) = Wire::accept(&backend).await;
+    assert!(told.starts_with("DELETE /mcp HTTP/1.1\r\n"), "{told}");
+    assert!(told.contains("backends-own"), "{told}");
+    wire.until_closed().await;
 }
 
 #[tokio::test]

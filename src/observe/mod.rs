@@ -237,7 +237,8 @@ fn ending(exchange: &Exchange, error: Option<&Error>) -> Ending {
 
 fn ending_with(error: Option<&Error>) -> Ending {
     use ErrorType::{
-        ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, WriteError, WriteTimedout,
+        ConnectTimedout, ConnectionClosed, H2Error, ReadError, ReadTimedout, WriteError,
+        WriteTimedout,
     };
     let Some(error) = error else {
         return Ending::Complete;
@@ -246,7 +247,9 @@ fn ending_with(error: Option<&Error>) -> Ending {
         (_, etype) if *etype == REFUSED => Ending::Complete,
         (ErrorSource::Downstream, ReadTimedout) => Ending::Limit(Limit::ClientRead),
         (ErrorSource::Downstream, WriteTimedout) => Ending::Limit(Limit::ClientWrite),
-        (ErrorSource::Downstream, ConnectionClosed | ReadError | WriteError) => Ending::ClientLeft,
+        (ErrorSource::Downstream, ConnectionClosed | H2Error | ReadError | WriteError) => {
+            Ending::ClientLeft
+        }
         // What the client sent is malformed, and it was told so.
         (ErrorSource::Downstream, _) => Ending::Complete,
         (ErrorSource::Upstream, ConnectTimedout) => Ending::Limit(Limit::Connect),
@@ -268,9 +271,10 @@ mod tests {
         let new = |etype: ErrorType| Error::new(etype);
         let down = |etype| new(etype).into_down();
         let up = |etype| new(etype).into_up();
-        let endings: [(BError, Ending); 8] = [
+        let endings: [(BError, Ending); 9] = [
             (Rejection::NoBackend.into(), Ending::Complete),
             (down(ErrorType::ConnectionClosed), Ending::ClientLeft),
+            (down(ErrorType::H2Error), Ending::ClientLeft),
             (down(ErrorType::InvalidHTTPHeader), Ending::Complete),
             (
                 down(ErrorType::WriteTimedout),
