@@ -41,6 +41,8 @@ pub struct Exchange {
     pub(crate) call: Call,
     pub(crate) era: Option<Era>,
     pub(crate) lookup: Option<(LookupOutcome, Duration)>,
+    /// The id that the client gave, whether it is known or not.
+    pub(crate) client_id: Option<ClientSessionId>,
     pub(crate) session: Option<BoundSession>,
     /// The client's own, where it is kept for its session's end.
     pub(crate) authorization: Option<HeaderValue>,
@@ -214,14 +216,14 @@ impl Exchange {
         self.route.as_ref()?.public_url.as_ref()
     }
 
-    /// The session that the answer is of, by the client's id.
+    /// The session that the answer is of, or was to be of, by the client's id.
     pub(crate) fn client_session(&self) -> Option<ClientSessionId> {
         match self.outcome {
             SessionOutcome::Opened(id) => Some(id),
             SessionOutcome::None
             | SessionOutcome::Kept
             | SessionOutcome::Ended
-            | SessionOutcome::Lost => self.session.as_ref().map(|session| session.id),
+            | SessionOutcome::Lost => self.client_id,
         }
     }
 }

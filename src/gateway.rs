@@ -260,6 +260,7 @@ impl Gateway {
         let mut header = id.clone();
         header.set_sensitive(true);
         let (id, seal) = ClientSessionId::split(id).map_err(|_| Rejection::UnknownSession)?;
+        exchange.client_id = Some(id);
         let found = self.find(id, exchange).await;
         // One that does not answer is not asked again.
         let is_missing = found == Ok(None);

@@ -559,8 +559,11 @@ async fn a_line_tells_what_became_of_a_request_and_joins_those_of_a_session() {
     let call = call.header("mcp-session-id", &id).body("s3cret");
     call.send().await.unwrap();
     post(&logged.proxy.url("/s3cret")).send().await.unwrap();
+    let end = reqwest::Client::new().delete(logged.proxy.url("/mcp"));
+    end.header("mcp-session-id", &id).send().await.unwrap();
+    ask(&logged.proxy.url("/mcp"), &id).await;
 
-    let lines = logged.lines(4).await;
+    let lines = logged.lines(6).await;
     let kept = |line: &Value| {
         let mut line = line.as_object().unwrap().clone();
         for measured in ["time", "duration"] {
@@ -593,6 +596,10 @@ async fn a_line_tells_what_became_of_a_request_and_joins_those_of_a_session() {
         "sent": lines[3]["sent"], "refusal": "unknown-path", "ended": "complete",
     });
     assert_eq!(kept(&lines[3]), refused);
+    assert_eq!(lines[4]["session"], session);
+    assert_eq!(lines[4]["outcome"], "ended");
+    assert_eq!(lines[5]["session"], session);
+    assert_eq!(lines[5]["refusal"], "unknown-session");
     let log = logged.text();
     for hidden in ["s3cret", &id, "the-backends-own-id"] {
         assert!(!log.contains(hidden), "{log}");
@@ -639,6 +646,30 @@ async fn a_line_tells_who_left() {
         (&line["ended"], &line["refusal"]),
         (&json!("limit"), &json!("backend-timeout"))
     );
+}
+
+#[tokio::test]
+async fn a_line_says_the_same_of_a_backend_that_is_asked_in_vain_and_of_one_that_is_known_to_be_down()
+ {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let health = "      health: { max_failures: 1, backoff: 10m, max_backoff: 10m }\n";
+    let logged = Logged::start(&(route(&[backend.local_addr().unwrap()]) + health)).await;
+    let url = logged.proxy.url("/mcp");
+    let open = async {
+        let (mut wire, _) = Wire::accept(&backend).await;
+        let opened = "HTTP/1.1 200 OK\r\nMcp-Session-Id: own\r\nContent-Length: 0\r\n";
+        wire.send(&format!("{opened}Connection: close\r\n\r\n"))
+            .await;
+    };
+    let (id, ()) = tokio::join!(open_session(&url), open);
+    drop(backend);
+    for _ in 0..2 {
+        assert_eq!(ask(&url, &id).await.status(), 502);
+    }
+    for line in &logged.lines(3).await[1..] {
+        assert_eq!(line["refusal"], "backend-unreachable");
+        assert_eq!(line["ended"], "backend_left", "{line}");
+    }
 }
 
 #[tokio::test]

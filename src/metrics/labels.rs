@@ -242,7 +242,8 @@ pub(super) fn era_index(era: Option<Era>) -> usize {
 
 pub(super) fn status_index(status: Option<StatusCode>) -> usize {
     let class = status.map_or(0, |status| usize::from(status.as_u16() / 100));
-    if class < STATUSES.len() { class } else { 0 }
+    // A status of no class is one of a server's errors (RFC 9110 15).
+    class.min(STATUSES.len() - 1)
 }
 
 pub(super) fn error_index(ending: Ending, status: Option<StatusCode>) -> usize {

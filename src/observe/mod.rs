@@ -40,7 +40,7 @@ use crate::mcp::{Era, McpMethod, header::MCP_NAME};
 use crate::metrics::{
     BackendNow, Connected, Ending, Finished, HttpMethod, Limit, Metrics, Now, Target, Totals,
 };
-use crate::rejection::REFUSED;
+use crate::rejection::{REFUSED, Rejection};
 use crate::session::Reaping;
 
 /// Where the facts of each request go. The default is nowhere.
@@ -232,6 +232,14 @@ fn ending(exchange: &Exchange, error: Option<&Error>) -> Ending {
     if let Some(limit) = exchange.rejection().and_then(Limit::of) {
         return Ending::Limit(limit);
     }
+    let is_of_backend = matches!(
+        exchange.rejection(),
+        Some(Rejection::BackendUnreachable | Rejection::BackendAnswerInvalid)
+    );
+    // Also one that is known to be down, and was not asked.
+    if is_of_backend && error.is_none_or(|error| *error.etype() == REFUSED) {
+        return Ending::BackendLeft;
+    }
     ending_with(error)
 }
 
@@ -264,7 +272,6 @@ mod tests {
     use pingora_core::BError;
 
     use super::*;
-    use crate::rejection::Rejection;
 
     #[test]
     fn an_ending_tells_whose_it_was() {
