@@ -387,7 +387,8 @@ pub async fn respond(
     body: Bytes,
 ) -> Result<()> {
     gateway.to_client(&mut header, exchange);
-    // Pingora reads what is left of the request's body, unless the client waits to be asked for it.
+    // Over HTTP/1, Pingora reads what is left of the request's body, unless the client waits to be
+    // asked for it.
     let waits = session.req_header().headers.contains_key(EXPECT);
     session.set_close_on_response_before_downstream_finish(waits);
     let is_whole = body.is_empty();
@@ -396,6 +397,14 @@ pub async fn respond(
     if !is_whole {
         let written = session.write_response_body(Some(body), true);
         written.await.map_err(Error::into_down)?;
+    }
+    // Over HTTP/2 it would reset the stream, on which many clients forget the answer. With an error,
+    // the client has left.
+    if session.as_downstream().as_http2().is_some() && !waits {
+        let drained = session.as_downstream_mut().drain_request_body();
+        if let Err(error) = drained.await {
+            log::debug!("rest of the request not read: {error}");
+        }
     }
     Ok(())
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::poll_fn;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Method, Response};
 use support::process::ProxyProcess;
@@ -191,7 +193,7 @@ async fn an_upload_that_its_backend_does_not_take_holds_no_other_up() {
     tokio::spawn(async move {
         loop {
             sending.reserve_capacity(1 << 14);
-            let capacity = std::future::poll_fn(|context| sending.poll_capacity(context)).await;
+            let capacity = poll_fn(|context| sending.poll_capacity(context)).await;
             let Some(Ok(capacity)) = capacity else { return };
             sending.send_data(vec![0; capacity].into(), false).unwrap();
             counter.fetch_add(capacity, Ordering::Relaxed);
@@ -257,6 +259,27 @@ async fn a_refusal_of_a_large_request_is_told() {
     assert_eq!(answered.status(), 404);
     assert!(!rest(answered.into_body()).await.is_empty());
     assert_eq!(client.send(client.post(), INITIALIZE).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_refused_request_may_be_sent_to_its_end() {
+    let proxy = Proxy::listening(H2C, &route(&[unused_address()]));
+    let client = Http2::connect(proxy.address).await;
+    for path in ["/unknown", "/mcp"] {
+        let request = client.request(Method::POST, path).body(()).unwrap();
+        let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
+        sending.send_data(vec![0; LONG].into(), false).unwrap();
+        let answered = within("an answer", answered).await.unwrap();
+        assert!(answered.status().as_u16() >= 400);
+        assert!(!rest(answered.into_body()).await.is_empty());
+        // What the proxy sent before it answers this has come.
+        client
+            .send(client.request(Method::OPTIONS, "/mcp"), "")
+            .await;
+        let reset = poll_fn(|context| sending.poll_reset(context)).now_or_never();
+        assert!(reset.is_none(), "{path}: {reset:?}");
+        sending.send_data(Bytes::new(), true).unwrap();
+    }
 }
 
 #[tokio::test]
