@@ -1,9 +1,10 @@
-//! Connections of clients: how many there may be, and how long one may take for its TLS handshake
-//! and to send a header.
+//! Connections of clients: how many there may be, and how long one may take for its TLS handshake,
+//! to send a header, and to take what is written.
 //!
-//! Pingora bounds neither: it accepts without end, a handshake has a fixed minute, and its read
-//! timeout starts anew with each byte. So the handshake is made here, and each connection is
-//! wrapped in one that counts, and that knows when a header is awaited.
+//! Pingora bounds none of these: it accepts without end, a handshake has a fixed minute, its read
+//! timeout starts anew with each byte, and it writes headers without a limit. So the handshake is
+//! made here, and each connection is wrapped in one that counts, and that knows when a header is
+//! awaited.
 
 use std::future::ready;
 use std::io::{self, Cursor};
@@ -121,6 +122,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
             received: 0,
             deadline: Box::pin(sleep(timeouts.first_byte.0)),
             idle: timeouts.first_byte.0,
+            writing: None,
             timeouts,
             max_header_size,
             give_up: Some(give_up),
@@ -304,6 +306,8 @@ struct ClientStream {
     deadline: Pin<Box<Sleep>>,
     /// The limit of the next wait for a request.
     idle: Duration,
+    /// The limit of a write that the client does not take, while there is one.
+    writing: Option<Pin<Box<Sleep>>>,
     timeouts: ClientTimeouts,
     max_header_size: u64,
     give_up: Option<oneshot::Sender<(Stream, Rejection)>>,
@@ -390,6 +394,23 @@ impl ClientStream {
         self.deadline.as_mut().reset(Instant::now() + limit);
     }
 
+    /// Fails a write that waits for too long. Pingora limits those of bodies over HTTP/1 alone, and
+    /// who takes no header would hold the connection.
+    fn poll_written<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.writing = None;
+            return written;
+        }
+        let limit = self.timeouts.write.0;
+        let deadline = self.writing.get_or_insert_with(|| Box::pin(sleep(limit)));
+        task::ready!(deadline.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
     /// Gives the connection to who has it refused, and reads no more until it is dropped for that.
     fn hand_back(&mut self, rejection: Rejection) -> Poll<io::Result<()>> {
         if let Some(give_up) = self.give_up.take() {
@@ -420,7 +441,8 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.poll_written(context, written)
     }
 
     fn poll_write_vectored(
@@ -428,7 +450,8 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.poll_written(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -436,11 +459,13 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.poll_written(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let shut_down = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.poll_written(context, shut_down)
     }
 }
 

@@ -176,11 +176,13 @@ pub fn proxy_service(
 
 /// Pingora's own, which a new set would be without, and what is bounded here. One upload that its
 /// backend does not take holds no other up: a connection may have in flight what all of its streams
-/// together may.
+/// together may. Of an answer that its client does not take, as much is held as the client sends
+/// unasked.
 fn h2_options() -> H2Options {
     let mut options = default_h2_options();
     options.max_concurrent_streams(H2_STREAMS);
     options.initial_connection_window_size(H2_STREAMS * H2_STREAM_WINDOW);
+    options.max_send_buffer_size(H2_STREAM_WINDOW as usize);
     options
 }
 

@@ -16,10 +16,10 @@ use support::process::ProxyProcess;
 use support::tls::{Http2, next, rest};
 use support::wire::Wire;
 use support::{
-    Backend, Proxy, Seen, answer, header, raw, route, until_asked, unused_address, within,
+    Backend, Proxy, Seen, answer, header, raw, route, until, until_asked, unused_address, within,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn a_session_is_opened_used_and_ended() {
@@ -259,6 +259,31 @@ async fn a_refusal_of_a_large_request_is_told() {
     assert_eq!(answered.status(), 404);
     assert!(!rest(answered.into_body()).await.is_empty());
     assert_eq!(client.send(client.post(), INITIALIZE).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_given_up_though_its_windows_are_open() {
+    let backend = Backend::start(|_| answer(200, &[], vec![b'x'; 300_000])).await;
+    let limits = "  timeouts: { write: 200ms }\n";
+    let proxy = Proxy::listening(H2C, &(route(&[backend.address]) + limits));
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    let mut asked = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS: each stream's window is as wide as can be (RFC 9113 6.5); so is the connection's.
+    asked.extend(b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff");
+    asked.extend(b"\0\0\x04\x08\0\0\0\0\0\x7f\x00\x00\x00");
+    for stream in (1..200u8).step_by(2) {
+        // HEADERS, whole: POST (3), http (6), /mcp and localhost spelt out (RFC 7541 A).
+        asked.extend(b"\0\0\x13\x01\x05\0\0\0");
+        asked.push(stream);
+        asked.extend(b"\x83\x86\x04\x04/mcp\x01\x09localhost");
+    }
+    client.write_all(&asked).await.unwrap();
+    until("requests", || !backend.seen().is_empty()).await;
+    until("the end of the connection", || {
+        proxy.load.connections() == 0
+    })
+    .await;
+    drop(client);
 }
 
 #[tokio::test]

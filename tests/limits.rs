@@ -13,6 +13,7 @@ use support::{
     Backend, Proxy, Seen, answer, ask, header, initialize, open_session, post, raw, route, until,
     within,
 };
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 // --- Time: the client ----------------------------------------------------------------------------
@@ -112,6 +113,17 @@ async fn a_client_that_stops_reading_is_given_up() {
     // The client's end stays open, and unread.
     all_is_over(&proxy.load).await;
     drop(client);
+}
+
+/// Each answer is a header, without a body.
+#[tokio::test]
+async fn a_client_that_asks_on_and_reads_nothing_is_given_up() {
+    let proxy = without_backend("  timeouts: { write: 200ms }\n");
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    let requests = "OPTIONS /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000);
+    let asking = async { while client.write_all(requests.as_bytes()).await.is_ok() {} };
+    within("the end of the connection", asking).await;
+    all_is_over(&proxy.load).await;
 }
 
 #[tokio::test]
