@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::backend::{Backend, BackendName, For};
@@ -509,8 +509,15 @@ impl Gateway {
         exchange: &mut Exchange,
     ) -> Result<(), Rejection> {
         let mut parts = take_response(response);
+        // Whatever the backend speaks (RFC 9112 2.3).
+        parts.version = Version::HTTP_11;
+        let has_no_body = parts.status == StatusCode::NO_CONTENT || parts.status.is_informational();
         let headers = &mut parts.headers;
-        remove_private(headers);
+        let has_one_meaning = remove_private(headers);
+        if has_no_body {
+            headers.remove(header::CONTENT_LENGTH);
+            headers.remove(header::TRANSFER_ENCODING);
+        }
         let given = headers.remove(MCP_SESSION_ID);
         let is_stream = is_event_stream(headers);
         if is_stream {
@@ -519,7 +526,7 @@ impl Gateway {
         }
         *response = parts.into();
         // No request that leaves here asks for an upgrade (RFC 9110 15.2.2).
-        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS || !has_one_meaning {
             return Err(exchange.refuse(Rejection::BackendAnswerInvalid));
         }
         if response.status.is_informational() {

@@ -106,6 +106,71 @@ async fn every_connection_header_of_a_backend_is_followed() {
 }
 
 #[tokio::test]
+async fn an_answer_that_can_be_read_in_two_ways_is_502() {
+    let lies = [
+        "Transfer-Encoding: identity",
+        "Transfer-Encoding: gzip",
+        "Transfer-Encoding: ",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Content-Length: 5, 5",
+        "Content-Length: 5\r\nContent-Length: 5",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: +5",
+        "Content-Length: 5\r\nMcp-Session-Id: a\r\nMcp-Session-Id: b",
+    ];
+    for lie in lies {
+        let (_proxy, mut backend, client) = asked(POST).await;
+        let body = "0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged";
+        backend
+            .send(&format!("HTTP/1.1 200 OK\r\n{lie}\r\n\r\n{body}"))
+            .await;
+        let answer = client.until_end().await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{lie}: {answer}");
+        assert!(!answer.contains("forged"), "{lie}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn of_chunks_and_a_length_the_chunks_count() {
+    let (_proxy, mut backend, mut client) = asked(POST).await;
+    let header = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
+    backend.send(header).await;
+    backend.send_chunk(b"nine more").await;
+    backend.send_chunk(b"").await;
+    let answer = client.receive("nine more\r\n0\r\n\r\n").await;
+    let header = answer.to_ascii_lowercase();
+    assert!(header.contains("transfer-encoding: chunked"), "{answer}");
+    assert!(!header.contains("content-length"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_has_no_framing() {
+    for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+        let (_proxy, mut backend, mut client) = asked(POST).await;
+        let answer = format!("HTTP/1.1 204 No Content\r\n{framing}\r\n\r\n");
+        backend.send(&answer).await;
+        let answer = client.receive("\r\n\r\n").await.to_ascii_lowercase();
+        assert!(answer.starts_with("http/1.1 204 "), "{answer}");
+        assert!(!answer.contains("content-length"), "{answer}");
+        assert!(!answer.contains("transfer-encoding"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_http_1_0_is_passed_as_one_of_1_1() {
+    for (header, end) in [("", "\r\n0\r\n\r\n"), ("Content-Length: 10\r\n", "")] {
+        let (_proxy, mut backend, mut client) = asked(POST).await;
+        let answer = format!("HTTP/1.0 200 OK\r\n{header}\r\nto the end");
+        backend.send(&answer).await;
+        backend.close().await;
+        let answer = client.receive(&format!("to the end{end}")).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_backend_that_is_silent_on_a_delete_is_504_soon() {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let yaml = route(&[backend.local_addr().unwrap()]) + "      timeouts: { delete: 100ms }\n";
