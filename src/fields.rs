@@ -12,8 +12,10 @@ use crate::rejection::Rejection;
 /// What is read of a request's header before it is known where the request goes.
 pub(crate) struct Fields<'r> {
     request: &'r RequestHeader,
-    /// The bytes of all lines.
+    /// The bytes of all lines, the first one and the last one included.
     size: usize,
+    /// Whether `Connection` names a header that the request was read by.
+    nominates: bool,
     content_length: Field<'r>,
     expect: Field<'r>,
     host: Field<'r>,
@@ -35,7 +37,8 @@ impl<'r> Fields<'r> {
     pub(crate) fn of(request: &'r RequestHeader) -> Self {
         let mut fields = Self {
             request,
-            size: 0,
+            size: first_and_last_line(request),
+            nominates: false,
             content_length: Field::Absent,
             expect: Field::Absent,
             host: Field::Absent,
@@ -61,6 +64,10 @@ impl<'r> Fields<'r> {
         let name = name.as_str();
         self.size += name.len() + value.len() + AROUND;
         let field = match name {
+            "connection" => {
+                self.nominates |= nominates(value);
+                return;
+            }
             "content-length" => &mut self.content_length,
             "expect" => &mut self.expect,
             "host" => &mut self.host,
@@ -87,7 +94,8 @@ impl<'r> Fields<'r> {
         let length = self.content_length.first();
         let is_list = length.is_some_and(|length| length.as_bytes().contains(&b','));
         let single = [self.content_length, self.protocol_version, self.mcp_method];
-        if lacks_host || is_list || single.iter().any(Field::is_repeated) {
+        let is_repeated = single.iter().any(Field::is_repeated);
+        if lacks_host || is_list || is_repeated || self.nominates {
             return Err(Rejection::MalformedRequest);
         }
         // Pingora knows the chunks, and would drop the name of what is in them (RFC 9112 6.1).
@@ -140,6 +148,25 @@ impl<'r> Fields<'r> {
             Field::Repeated(_) => Err(Rejection::UnknownSession),
         }
     }
+}
+
+fn first_and_last_line(request: &RequestHeader) -> usize {
+    let target = request.uri.path_and_query();
+    let target = target.map_or(0, |target| target.as_str().len());
+    request.method.as_str().len() + target + "  HTTP/1.1\r\n\r\n".len()
+}
+
+/// Whether a `Connection` takes away what says of which era a request is and what it asks for, for its
+/// backend to read it in another way than was done here. The session's id is given anew.
+fn nominates(connection: &HeaderValue) -> bool {
+    let mut options = connection.as_bytes().split(|byte| *byte == b',');
+    options.any(|option| {
+        let option = option.trim_ascii();
+        let is_of_protocol = option
+            .get(..4)
+            .is_some_and(|start| start.eq_ignore_ascii_case(b"mcp-"));
+        is_of_protocol && !option.eq_ignore_ascii_case(b"mcp-session-id")
+    })
 }
 
 impl<'r> Field<'r> {

@@ -47,7 +47,7 @@ async fn host_client_keeps_the_clients_host() {
 async fn hop_by_hop_headers_stop_here_on_the_way_in() {
     let (backend, proxy) = one_backend("").await;
     let request = post(&proxy.url("/mcp"))
-        .header("connection", "keep-alive, x-hop, mcp-protocol-version")
+        .header("connection", "keep-alive, x-hop")
         .header("x-hop", "1")
         .header("te", "trailers")
         .header("keep-alive", "timeout=9")

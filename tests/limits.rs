@@ -272,10 +272,15 @@ async fn a_header_of_too_many_lines_or_bytes_is_431() {
     let limits = "  limits: { max_headers: 20, max_header_size: 1KiB }\n";
     let proxy = Proxy::with(&(route(&[backend.address]) + limits));
     let lines = |count: usize| "X: y\r\n".repeat(count);
+    // As `raw` sends it.
+    let header = POST.find("{}").unwrap() + "Connection: close\r\n".len();
+    let line = |length: usize| format!("X: {}\r\n", "y".repeat(length - header - "X: \r\n".len()));
     let cases = [
         (lines(17), 200),
         (lines(30), 431),
-        (format!("X: {}\r\n", "y".repeat(2000)), 431),
+        (line(1024), 200),
+        (line(1025), 431),
+        (line(2000), 431),
     ];
     for (more, status) in cases {
         let told = raw(
@@ -285,6 +290,9 @@ async fn a_header_of_too_many_lines_or_bytes_is_431() {
         .await;
         assert!(told.starts_with(&format!("HTTP/1.1 {status} ")), "{told}");
     }
+    let target = format!("/mcp?{}", "y".repeat(1024));
+    let told = raw(proxy.address, &POST.replacen("/mcp", &target, 1)).await;
+    assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
 }
 
 #[tokio::test]

@@ -196,6 +196,10 @@ async fn a_client_cannot_nominate_away_what_the_proxy_adds() {
         "X-Forwarded-Proto",
         "\"X-Forwarded-For\"",
         ":authority",
+        "keep-alive, MCP-Protocol-Version",
+        "mcp-method",
+        "Mcp-Name",
+        "Mcp-Param-x",
         &many.join(","),
     ] {
         let lie = format!("Content-Length: 2\r\nConnection: {nominated}");
