@@ -536,13 +536,19 @@ impl Gateway {
         if publish(response, exchange).is_err() {
             return Err(exchange.refuse(Rejection::Internal));
         }
-        exchange.outcome = match (&exchange.session, given) {
-            (Some(session), given) => self.settle(session, given, response, exchange.call).await,
-            (None, Some(given)) if opens_session(response, exchange) => {
+        exchange.outcome = match (&exchange.session, given, opening_era(response, exchange)) {
+            (Some(session), given, _) => self.settle(session, given, response, exchange.call).await,
+            (None, Some(given), Some(Era::Session)) => {
                 let opened = self.open(&given, exchange).await;
                 opened.map_err(|rejection| exchange.refuse(rejection))?
             }
-            (None, _) => SessionOutcome::None,
+            // A server that took it for a request of the other era. No client hears of it.
+            (None, Some(given), Some(Era::Stateless)) => {
+                let binding = bind(BackendSessionId::of_any_form(&given), exchange);
+                self.abandon(binding?, exchange).await;
+                SessionOutcome::None
+            }
+            (None, _, _) => SessionOutcome::None,
         };
         if let (Some(_), Some(backend)) = (exchange.get_405_memory, &exchange.backend)
             && response.status == StatusCode::METHOD_NOT_ALLOWED
@@ -655,25 +661,16 @@ impl Gateway {
         given: &HeaderValue,
         exchange: &mut Exchange,
     ) -> Result<SessionOutcome, Rejection> {
-        let (Some(rules), Some(route), Some(backend)) =
-            (&exchange.rules, &exchange.route, &exchange.backend)
-        else {
+        let (Some(rules), Some(route)) = (&exchange.rules, &exchange.route) else {
             return Err(Rejection::Internal);
-        };
-        let bind = |session| Binding {
-            route: route.path.clone(),
-            backend: backend.name().clone(),
-            session,
-            opened: Opened::now(),
-            seal: None,
         };
         let Ok(session) = BackendSessionId::try_from(given) else {
             let session = BackendSessionId::of_any_form(given);
-            self.abandon(bind(session), exchange).await;
+            self.abandon(bind(session, exchange)?, exchange).await;
             return Err(Rejection::BackendAnswerInvalid);
         };
         let id = ClientSessionId::mint();
-        let mut binding = bind(session);
+        let mut binding = bind(session, exchange)?;
         binding.seal = rules.seals.seal(id, &binding);
         let header = match &binding.seal {
             Some(seal) => seal.to_header(id),
@@ -803,12 +800,23 @@ fn is_longer(length: Option<u64>, most: Option<u64>) -> bool {
     length.is_some_and(|length| length > most)
 }
 
-fn opens_session(response: &ResponseHeader, exchange: &Exchange) -> bool {
-    let may_open = match exchange.call {
-        Call::Post | Call::Get | Call::Delete | Call::Listen => exchange.era == Some(Era::Session),
-        Call::Discover => false,
+/// The era of a request whose answer opens the session that it gives an id of.
+fn opening_era(response: &ResponseHeader, exchange: &Exchange) -> Option<Era> {
+    exchange.era.filter(|_| response.status.is_success())
+}
+
+/// The session that the backend of `exchange` has just opened.
+fn bind(session: BackendSessionId, exchange: &Exchange) -> Result<Binding, Rejection> {
+    let (Some(route), Some(backend)) = (&exchange.route, &exchange.backend) else {
+        return Err(Rejection::Internal);
     };
-    may_open && response.status.is_success()
+    Ok(Binding {
+        route: route.path.clone(),
+        backend: backend.name().clone(),
+        session,
+        opened: Opened::now(),
+        seal: None,
+    })
 }
 
 /// Puts the public URL into the answer where the route has one: into its challenges at once, into

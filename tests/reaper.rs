@@ -129,6 +129,19 @@ async fn a_session_that_finds_no_place_in_the_store_is_ended() {
 }
 
 #[tokio::test]
+async fn a_session_that_a_server_opens_in_the_stateless_era_is_ended() {
+    let backend = numbering_backend(200).await;
+    let proxy = Proxy::to(&[backend.address]);
+    let _reaping = proxy.reap(&metrics());
+    let modern = initialize(&proxy.url("/mcp")).header("mcp-protocol-version", "2026-07-28");
+    let answered = modern.send().await.unwrap();
+    assert_eq!(answered.status(), 200);
+    assert_eq!(header(answered.headers(), "mcp-session-id"), None);
+    until_deleted(&backend, 1).await;
+    assert_eq!(ids(&deletes(&backend)), ["session-0"]);
+}
+
+#[tokio::test]
 async fn a_session_whose_id_is_malformed_is_ended_by_that_id() {
     let backend = Backend::start(|_| answer(200, &[("mcp-session-id", "no id")], "{}")).await;
     let proxy = Proxy::to(&[backend.address]);
