@@ -284,9 +284,10 @@ pub fn begin(gateway: &Gateway, session: &mut Session, exchange: &mut Exchange) 
         let seconds = timeouts.keep_alive.0.as_secs_f64().ceil();
         session.set_keepalive(Some(seconds as u64));
     }
-    if session.req_header().version == Version::HTTP_10 {
-        // Such a client knows neither interim answers nor what asks for one (RFC 9110 10.1.1,
-        // 15.2).
+    let version = session.req_header().version;
+    // A client of HTTP/1.0 knows neither interim answers nor what asks for one (RFC 9110 10.1.1,
+    // 15.2), and over HTTP/2 Pingora passes none.
+    if matches!(version, Version::HTTP_10 | Version::HTTP_2) {
         session.req_header_mut().remove_header(&EXPECT);
         session.set_ignore_info_resp(true);
     }

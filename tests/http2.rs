@@ -330,6 +330,16 @@ async fn a_backend_sees_a_request_of_http_1() {
 }
 
 #[tokio::test]
+async fn an_expectation_is_ignored() {
+    let backend = Backend::with_session("id").await;
+    let proxy = Proxy::listening(H2C, &route(&[backend.address]));
+    let client = Http2::connect(proxy.address).await;
+    let request = client.post().header("expect", "100-continue");
+    assert_eq!(client.send(request, INITIALIZE).await.status(), 200);
+    assert_eq!(backend.last().header("expect"), None);
+}
+
+#[tokio::test]
 async fn without_tls_it_is_spoken_only_where_configured() {
     let backend = Backend::with_session("id").await;
     let plain = Proxy::to(&[backend.address]);
