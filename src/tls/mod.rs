@@ -124,7 +124,7 @@ fn roots(chain: &[CertificateDer<'static>]) -> Result<RootCertStore, Problem> {
     for certificate in chain {
         let added = roots.add(certificate.clone());
         added
-            .map_err(|_| "a certificate in it is no authority's: expected only such".to_owned())?;
+            .map_err(|_| "a certificate in it cannot be an authority's: expected only such".to_owned())?;
     }
     Ok(roots)
 }
