@@ -1,11 +1,13 @@
 //! Requests that lie, byte by byte: each gets the answer that `docs/operations.md` says, the backend
-//! gets what one reader only could take it for or nothing at all, and the next client is served.
+//! gets what one reader only could take it for or nothing at all, and other clients are served, on
+//! connections from before and on new ones.
 
 mod support;
 
 use support::wire::Wire;
 use support::{Backend, Proxy, Seen, answer, header, open_session, route};
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 
 #[tokio::test]
 async fn a_body_without_one_clear_end_is_refused() {
@@ -85,7 +87,8 @@ async fn chunks_are_framed_anew() {
 
 #[tokio::test]
 async fn a_broken_chunk_ends_the_request_for_both_sides() {
-    let edge = Edge::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let edge = Edge::with(&second_route(&listener)).await;
     for body in [
         "0x2\r\n{}\r\n0\r\n\r\n",
         "-2\r\n{}\r\n0\r\n\r\n",
@@ -93,17 +96,16 @@ async fn a_broken_chunk_ends_the_request_for_both_sides() {
         "2\r\n{}XX0\r\n\r\n",
         "2\n{}\n0\n\n",
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy = Proxy::to(&[listener.local_addr().unwrap()]);
-        let mut client = Wire::connect(proxy.address).await;
-        client.send(&post("Transfer-Encoding: chunked", body)).await;
+        let mut client = Wire::connect(edge.proxy.address).await;
+        let lie = request(SECOND, "Transfer-Encoding: chunked", body);
+        client.send(&lie).await;
         let (backend, _) = Wire::accept(&listener).await;
         let answer = client.answer().await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{body:?}: {answer}");
         client.closed_in_silence().await;
         backend.until_closed().await;
+        edge.serves_others().await;
     }
-    edge.serves_others().await;
 }
 
 #[tokio::test]
@@ -180,13 +182,12 @@ async fn a_client_cannot_nominate_away_what_the_proxy_adds() {
         "Content-Length: 2\r\nMcp-Session-Id: {id}\r\nAuthorization: Bearer theirs\r\n\
          Connection: Mcp-Session-Id, Authorization, Accept, Content-Length, Transfer-Encoding"
     );
-    edge.accepts(&post(&lie, "{}")).await;
-    let last = edge.backend.last();
-    assert_eq!(last.header("mcp-session-id"), Some(BACKEND_ID));
-    assert_eq!(last.header("authorization"), Some("Bearer ours"));
-    assert_eq!(last.header("x-forwarded-for"), Some("127.0.0.1"));
-    assert_eq!(last.header("connection"), None);
-    assert_eq!(last.body, "{}");
+    let seen = edge.accepts(&post(&lie, "{}")).await;
+    assert_eq!(seen.header("mcp-session-id"), Some(BACKEND_ID));
+    assert_eq!(seen.header("authorization"), Some("Bearer ours"));
+    assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(seen.header("connection"), None);
+    assert_eq!(seen.body, "{}");
 
     let many = (0..20).map(|n| format!("x-{n}")).collect::<Vec<_>>();
     for nominated in [
@@ -236,11 +237,10 @@ async fn an_absolute_target_is_judged_as_the_host_that_it_names() {
     let absolute = |target: &str, host: &str| {
         format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}")
     };
-    edge.accepts(&absolute("http://localhost/mcp?a=b", "localhost"))
-        .await;
-    assert_eq!(edge.backend.last().uri, "/mcp?a=b");
-    let forwarded = edge.backend.last();
-    assert_eq!(forwarded.header("x-forwarded-host"), Some("localhost"));
+    let lie = absolute("http://localhost/mcp?a=b", "localhost");
+    let seen = edge.accepts(&lie).await;
+    assert_eq!(seen.uri, "/mcp?a=b");
+    assert_eq!(seen.header("x-forwarded-host"), Some("localhost"));
 
     let foreign = "attacker.example";
     edge.refuses(&absolute("http://attacker.example/mcp", foreign), 403)
@@ -313,6 +313,7 @@ async fn a_client_of_http_1_0_keeps_its_connection_only_where_it_asks_to() {
         "Content-Length: 2\r\nConnection: keep-alive",
         "{}",
     );
+    let before = edge.backend.seen().len();
     let mut client = Wire::connect(edge.proxy.address).await;
     for (request, connection) in [
         (&asks, "keep-alive"),
@@ -327,7 +328,8 @@ async fn a_client_of_http_1_0_keeps_its_connection_only_where_it_asks_to() {
         );
     }
     client.closed_in_silence().await;
-    assert_eq!(edge.backend.seen().len(), 3);
+    assert_eq!(edge.backend.seen().len(), before + 3);
+    edge.serves_others().await;
 }
 
 #[tokio::test]
@@ -356,9 +358,9 @@ async fn an_upgrade_is_a_plain_request() {
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
     ] {
         let headers = format!("Content-Length: 2\r\n{upgrade}");
-        edge.accepts(&post(&headers, "{}")).await;
+        let seen = edge.accepts(&post(&headers, "{}")).await;
         for name in ["connection", "upgrade", "http2-settings"] {
-            assert_eq!(edge.backend.last().header(name), None, "{name}");
+            assert_eq!(seen.header(name), None, "{name}");
         }
     }
 }
@@ -455,6 +457,7 @@ async fn pipelined_requests_are_answered_in_order_each_whole() {
         let seen = edge.backend.seen().split_off(seen);
         let seen: Vec<_> = seen.into_iter().map(|seen| seen.body).collect();
         assert_eq!(seen, bodies, "{cut}");
+        edge.serves_others().await;
     }
 }
 
@@ -508,6 +511,7 @@ async fn nothing_follows_a_stream() {
 #[tokio::test]
 async fn bytes_after_a_body_are_the_next_request_or_none() {
     let edge = Edge::start().await;
+    let seen = edge.backend.seen().len();
     let mut client = Wire::connect(edge.proxy.address).await;
     client
         .send(&(post("Content-Length: 2", "{}") + "{}\r\n\r\n"))
@@ -517,25 +521,22 @@ async fn bytes_after_a_body_are_the_next_request_or_none() {
     let answer = client.answer().await;
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     client.closed_in_silence().await;
-    assert_eq!(edge.backend.seen().len(), 1);
+    assert_eq!(edge.backend.seen().len(), seen + 1);
     edge.serves_others().await;
 
     // A body that no header announces is none.
-    edge.accepts(&post("X-A: 1", "")).await;
-    assert_eq!(edge.backend.last().body, "");
+    assert_eq!(edge.accepts(&post("X-A: 1", "")).await.body, "");
 }
 
 #[tokio::test]
 async fn a_body_is_passed_or_read_whatever_the_method() {
     let edge = Edge::start().await;
     let get = "Content-Length: 5\r\nAccept: text/event-stream";
-    edge.accepts(&request("GET /mcp HTTP/1.1", get, "hello"))
-        .await;
-    assert_eq!(edge.backend.last().body, "hello");
+    let get = request("GET /mcp HTTP/1.1", get, "hello");
+    assert_eq!(edge.accepts(&get).await.body, "hello");
     let delete = "Content-Length: 5\r\nMCP-Protocol-Version: 2026-07-28";
-    edge.accepts(&request("DELETE /mcp HTTP/1.1", delete, "hello"))
-        .await;
-    assert_eq!(edge.backend.last().body, "hello");
+    let delete = request("DELETE /mcp HTTP/1.1", delete, "hello");
+    assert_eq!(edge.accepts(&delete).await.body, "hello");
 
     let seen = edge.backend.seen().len();
     let mut client = Wire::connect(edge.proxy.address).await;
@@ -585,15 +586,18 @@ async fn a_request_of_one_byte_at_a_time_is_one_request() {
         post("Content-Length: 2", "{}"),
         post("Transfer-Encoding: chunked", "2\r\n{}\r\n0\r\n\r\n"),
     ] {
+        let before = edge.backend.seen().len();
         let mut client = Wire::connect(edge.proxy.address).await;
         for byte in lie.chars() {
             client.send(&byte.to_string()).await;
         }
         let answer = client.answer().await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert_eq!(edge.backend.last().body, "{}");
+        let seen = edge.backend.seen().split_off(before);
+        assert_eq!(seen.len(), 1);
+        assert_eq!(seen[0].body, "{}");
+        edge.serves_others().await;
     }
-    assert_eq!(edge.backend.seen().len(), 2);
 }
 
 #[tokio::test]
@@ -611,32 +615,37 @@ async fn a_client_that_ends_its_side_has_left() {
 
 #[tokio::test]
 async fn a_body_that_breaks_off_reaches_the_backend_as_one() {
-    let edge = Edge::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let edge = Edge::with(&second_route(&listener)).await;
     for (headers, body) in [
         ("Content-Length: 9", "{}"),
         ("Transfer-Encoding: chunked", "2\r\n{}\r\n"),
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy = Proxy::to(&[listener.local_addr().unwrap()]);
-        let mut client = Wire::connect(proxy.address).await;
-        client.send(&post(headers, body)).await;
+        let mut client = Wire::connect(edge.proxy.address).await;
+        client.send(&request(SECOND, headers, body)).await;
         let (mut backend, _) = Wire::accept(&listener).await;
         backend.receive("{}").await;
         client.finish_sending().await;
         backend.until_closed().await;
+        edge.serves_others().await;
     }
-    edge.serves_others().await;
 }
 
 const BACKEND_ID: &str = "the-backends-own-id";
 
+/// A request of the [`second_route`].
+const SECOND: &str = "POST /second HTTP/1.1";
+
 /// What Pingora reads of a header before it gives up, in bytes.
 const MAX_HEADER: usize = 1024 * 1024;
 
-/// A proxy in front of one backend.
+/// A proxy in front of one backend, which sends back what it is sent, with another client: its session
+/// was opened before any lie, on a connection that stays open.
 struct Edge {
     backend: Backend,
     proxy: Proxy,
+    other: Mutex<Wire>,
+    others_id: String,
 }
 
 impl Edge {
@@ -646,10 +655,20 @@ impl Edge {
 
     /// `more` follows the backend in the YAML.
     async fn with(more: &str) -> Self {
-        let backend =
-            Backend::start(|_| answer(200, &[("mcp-session-id", BACKEND_ID)], "{}")).await;
+        let id = ("mcp-session-id", BACKEND_ID);
+        let backend = Backend::start(move |seen| answer(200, &[id], seen.body)).await;
         let proxy = Proxy::with(&(route(&[backend.address]) + more));
-        Self { backend, proxy }
+        let mut other = Wire::connect(proxy.address).await;
+        other.send(&post("Content-Length: 2", "{}")).await;
+        let opened = other.answer().await;
+        let mut lines = opened.lines();
+        let id = lines.find_map(|line| line.strip_prefix("mcp-session-id: "));
+        Self {
+            backend,
+            proxy,
+            other: Mutex::new(other),
+            others_id: id.unwrap().to_owned(),
+        }
     }
 
     /// Sends a request that is to get `status`, to end the connection where the answer says so, and
@@ -670,29 +689,45 @@ impl Edge {
         answer
     }
 
-    /// Sends a request that is to reach the backend as one, and to leave other clients alone.
-    async fn accepts(&self, request: &str) {
+    /// Sends a request that is to reach the backend as one, and to leave other clients alone. Returns
+    /// what the backend saw.
+    async fn accepts(&self, request: &str) -> Seen {
         let seen = self.backend.seen().len();
         let mut client = Wire::connect(self.proxy.address).await;
         client.send(request).await;
         let answer = client.answer().await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer}");
-        assert_eq!(self.backend.seen().len(), seen + 1, "{request:?}");
+        let mut seen = self.backend.seen().split_off(seen);
+        assert_eq!(seen.len(), 1, "{request:?}");
+        self.serves_others().await;
+        seen.remove(0)
     }
 
-    /// Another client's request reaches the backend as it is, on the connection that a lie may have
-    /// been on.
+    /// The other client's session goes on, on its connection and on a new one: its request reaches the
+    /// backend as it is, on the connection that a lie may have been on, and the answer is the one to it.
     async fn serves_others(&self) {
-        let seen = self.backend.seen().len();
-        let mut client = Wire::connect(self.proxy.address).await;
-        let body = "of another client";
-        client.send(&post(&length(body), body)).await;
-        let answer = client.answer().await;
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        let seen = self.backend.seen().split_off(seen);
-        assert_eq!(seen.len(), 1, "{seen:?}");
-        assert_eq!(seen[0].body, body);
+        let mut new = Wire::connect(self.proxy.address).await;
+        let mut open = self.other.lock().await;
+        for (client, body) in [(&mut *open, "on its own"), (&mut new, "on a new one")] {
+            let seen = self.backend.seen().len();
+            let id = format!("\r\nMcp-Session-Id: {}", self.others_id);
+            client.send(&post(&(length(body) + &id), body)).await;
+            let answer = client.answer().await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+            let seen = self.backend.seen().split_off(seen);
+            assert_eq!(seen.len(), 1, "{seen:?}");
+            assert_eq!(seen[0].body, body);
+            assert_eq!(seen[0].header("mcp-session-id"), Some(BACKEND_ID));
+        }
     }
+}
+
+/// The YAML of a route to a backend whose connections the test takes.
+fn second_route(backend: &TcpListener) -> String {
+    let route = route(&[backend.local_addr().unwrap()]);
+    let route = route.strip_prefix("  routes:\n").unwrap();
+    route.replacen("/mcp", "/second", 1)
 }
 
 /// Sends a request to a backend that shows what it gets byte for byte: the header, and then what
