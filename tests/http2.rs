@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::poll_fn;
 use h2::{Reason, RecvStream};
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, Method, Request, Response};
 use support::process::ProxyProcess;
 use support::tls::{Http2, next, rest};
 use support::wire::Wire;
@@ -457,6 +457,107 @@ async fn a_body_may_come_part_by_part_for_longer_than_it_may_be_silent() {
     assert!(echoed == sent, "{} bytes came back", echoed.len());
 }
 
+/// By the window of its stream: that of the connection has room for others.
+#[tokio::test]
+async fn a_client_that_stops_reading_a_stream_is_given_up_and_no_other_stream_is() {
+    let (backend, proxy) = wired_with("  timeouts: { write: 200ms }\n").await;
+    let client = Http2::connect(proxy.address).await;
+    let (mut kept_wire, kept) = stream(&client, &backend).await;
+    let (wire, unread) = stream(&client, &backend).await;
+    wire.flood().await;
+    until("the end of one stream", || proxy.load.streams() == 1).await;
+    let mut unread = unread.into_body();
+    let broken = async { while unread.data().await.expect("no end in order").is_ok() {} };
+    within("what had come, and that it is broken", broken).await;
+
+    let mut kept = kept.into_body();
+    kept_wire.send_chunk(b"data: still here\n\n").await;
+    assert_eq!(next(&mut kept).await.unwrap(), "data: still here\n\n");
+    assert_eq!(proxy.load.connections(), 1);
+}
+
+/// By its socket: the windows have room for all that comes.
+#[tokio::test]
+async fn a_client_that_stops_reading_its_connection_is_given_up_with_it() {
+    let limits = "  timeouts: { write: 200ms, keep_alive: 200ms }\n";
+    let (backend, proxy) = wired_with(limits).await;
+    let socket = TcpStream::connect(proxy.address).await.unwrap();
+    let mut windows = h2::client::Builder::new();
+    windows.initial_window_size(WIDE);
+    windows.initial_connection_window_size(WIDE);
+    let handshake = windows.handshake::<_, Bytes>(socket);
+    let (mut send, connection) = within("the handshake", handshake).await.unwrap();
+    let mut connection = std::pin::pin!(connection);
+    let get = Request::get(proxy.url("/mcp")).header("accept", "text/event-stream");
+    let (answered, _) = send.send_request(get.body(()).unwrap(), true).unwrap();
+    let open = async {
+        let (mut wire, _) = Wire::accept(&backend).await;
+        wire.send(EVENT_STREAM).await;
+        (wire, within("the answer", answered).await.unwrap())
+    };
+    let (wire, _answered) = tokio::select! {
+        opened = open => opened,
+        ended = &mut connection => panic!("{ended:?}"),
+    };
+
+    // Nobody reads from here on, as nobody polls the connection.
+    wire.flood().await;
+    until("the end of all", || {
+        proxy.load.streams() + proxy.load.connections() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_or_becomes_too_long_is_413() {
+    let (backend, proxy) = wired_with("      limits: { max_body: 100KiB }\n").await;
+    let client = Http2::connect(proxy.address).await;
+    let says = |length: usize| client.post().header("content-length", length);
+    for request in [says(LARGE), client.post()] {
+        let announced = request
+            .headers_ref()
+            .unwrap()
+            .contains_key("content-length");
+        let request = request.body(()).unwrap();
+        let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
+        if !announced {
+            sending.send_data(vec![0; LONG].into(), false).unwrap();
+            let (wire, _) = Wire::accept(&backend).await;
+            sending.send_data(vec![0; LONG].into(), false).unwrap();
+            let taken = wire.until_end().await;
+            let length = taken.matches('\0').count();
+            assert!(
+                length <= 100 << 10 && !taken.ends_with("0\r\n\r\n"),
+                "{length}"
+            );
+        }
+        let answered = within("an answer", answered).await.unwrap();
+        assert_eq!(answered.status(), 413);
+        let told = String::from_utf8(rest(answered.into_body()).await).unwrap();
+        assert!(told.contains("urn:pingora-mcp:problem:body-too-large"));
+    }
+    stream(&client, &backend).await;
+}
+
+#[tokio::test]
+async fn a_header_of_too_many_lines_or_bytes_is_431() {
+    let backend = Backend::with_session("id").await;
+    let limits = "  limits: { max_headers: 20, max_header_size: 2KiB }\n";
+    let proxy = Proxy::listening(H2C, &(route(&[backend.address]) + limits));
+    let client = Http2::connect(proxy.address).await;
+    let lines =
+        |count: usize| (0..count).fold(client.post(), |request, _| request.header("x", "y"));
+    for (request, status) in [
+        (lines(15), 200),
+        (lines(30), 431),
+        (client.post().header("x", "y".repeat(3000)), 431),
+        (client.post(), 200),
+    ] {
+        assert_eq!(client.send(request, PING).await.status(), status);
+    }
+    assert_eq!(backend.seen().len(), 2);
+}
+
 #[tokio::test]
 async fn a_silent_stream_is_ended_in_order_when_the_process_ends() {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -508,6 +609,9 @@ const EVENT_STREAM: &str =
     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 const LARGE: usize = 8 << 20;
+
+/// More than the sockets of both sides hold.
+const WIDE: u32 = 1 << 30;
 
 /// More than the proxy reads before it asks a backend.
 const LONG: usize = 64 << 10;

@@ -234,7 +234,10 @@ impl Http2 {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
-        let handshake = h2::client::handshake(stream);
+        let mut windows = h2::client::Builder::new();
+        // As browsers have it: room for other streams beside one that is not read.
+        windows.initial_connection_window_size(1 << 20);
+        let handshake = windows.handshake(stream);
         let (send, connection) = within("HTTP/2's handshake", handshake).await.unwrap();
         tokio::spawn(connection);
         Self {

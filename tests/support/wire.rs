@@ -49,6 +49,13 @@ impl Wire {
         self.stream.write_all(&chunk).await.unwrap();
     }
 
+    /// Sends chunks until the other end has closed.
+    pub async fn flood(mut self) {
+        let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+        let flood = async { while self.stream.write_all(chunk.as_bytes()).await.is_ok() {} };
+        within("the end of a flood", flood).await;
+    }
+
     /// All that arrives up to `end`, with it.
     pub async fn receive(&mut self, end: &str) -> String {
         let end = end.as_bytes();
