@@ -13,7 +13,7 @@ use support::{
     Backend, Proxy, Seen, answer, ask, header, initialize, open_session, post, raw, route, until,
     within,
 };
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 // --- Time: the client ----------------------------------------------------------------------------
@@ -160,6 +160,54 @@ async fn a_backend_that_takes_no_connection_in_time_is_502() {
     for request in [post(&proxy.url("/mcp")), get] {
         let told = within("the refusal", request.send()).await.unwrap();
         assert_eq!(told.status(), 502);
+    }
+}
+
+/// To connect is to have TLS, too.
+#[tokio::test]
+async fn a_backend_that_never_shakes_hands_is_502_when_its_time_to_connect_is_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = route(&[listener.local_addr().unwrap()]).replacen("http://", "https://", 1);
+    let proxy = Proxy::with(&(silent + "      timeouts: { connect: 200ms }\n"));
+    for request in [POST, GET] {
+        let mut client = Wire::connect(proxy.address).await;
+        client.send(request).await;
+        let (mut backend, _) = within("a connection", listener.accept()).await.unwrap();
+        let mut hello = Vec::new();
+        within("its end", backend.read_to_end(&mut hello))
+            .await
+            .unwrap();
+        assert!(hello.starts_with(b"\x16\x03"), "{hello:?}");
+        let told = client.answer().await;
+        assert!(told.starts_with("HTTP/1.1 502 "), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_backend_is_504_before_its_answer_and_ends_a_stream_after() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // The limit of one is none of the others.
+    for (times, requests) in [
+        ("post: 500ms, get: 10m", &[POST][..]),
+        ("post: 10m, get: 500ms", &STREAMS),
+    ] {
+        let limits = format!("      timeouts: {{ {times} }}\n");
+        for request in requests {
+            let proxy = Proxy::with(&(route(&[listener.local_addr().unwrap()]) + &limits));
+            let mut client = Wire::connect(proxy.address).await;
+            client.send(request).await;
+            let (backend, _) = Wire::accept(&listener).await;
+            let told = client.answer().await;
+            assert!(told.starts_with("HTTP/1.1 504 "), "{told}");
+            backend.until_closed().await;
+            client.until_closed().await;
+
+            let (proxy, backend, client) = stream(&listener, &limits, request).await;
+            // Broken off: no last chunk says that this was all.
+            assert_eq!(client.until_end().await, "7\r\ndata: 1\r\n");
+            backend.until_closed().await;
+            all_is_over(&proxy.load).await;
+        }
     }
 }
 
