@@ -14,17 +14,19 @@ use axum::response::Html;
 use axum::routing::{get, post};
 use demo::demo_server;
 use serde_json::{Value, json};
-use support::process::{Program, scratch_file};
+use support::process::{Program, ProxyProcess, scratch_file};
 use support::tls::{Authority, listener};
-use support::{Backend, Proxy, route, within};
+use support::{Backend, Proxy, raw, route, until, until_asked, unused_address, within};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use Speaks::*;
 
 #[tokio::test]
 async fn a_page_of_an_allowed_origin_uses_the_server_in_both_eras() {
     let mut page = Page::serve().await;
     let proxy = Proxy::with(&(route(&[demo_server("demo").await]) + &page.allowed()));
 
-    page.sees_all(&proxy.url("/mcp"), &[]).await;
+    page.sees_all(&proxy.url("/mcp"), Http1).await;
 }
 
 #[tokio::test]
@@ -34,27 +36,43 @@ async fn a_page_uses_the_server_by_http2_over_tls() {
     let own = authority.issue("own", &["localhost"]);
     let routes = route(&[demo_server("demo").await]) + &page.allowed();
     let proxy = Proxy::listening(&listener(&[&own], None), &routes);
-    let log = scratch_file("network.json");
-    let flags = [
-        "--ignore-certificate-errors".to_owned(),
-        format!("--log-net-log={}", log.display()),
-    ];
     let url = format!("https://localhost:{}/mcp", proxy.address.port());
-    page.sees_all(&url, &flags).await;
-    let log = std::fs::read_to_string(log).unwrap();
-    assert!(log.contains(r#""next_proto":"h2""#));
+    page.sees_all(&url, Http2OverTls).await;
 }
 
 #[tokio::test]
 async fn a_page_of_another_origin_gets_nothing_and_reaches_no_backend() {
     let (mut stranger, other) = (Page::serve().await, Page::serve().await);
     let backend = Backend::with_session("id").await;
-    let proxy = Proxy::with(&(route(&[backend.address]) + &other.allowed()));
+    let admin = unused_address();
+    let mcp = route(&[backend.address]) + &other.allowed();
+    let proxy = ProxyProcess::start(&format!("{mcp}  admin: {{ address: {admin} }}\n")).await;
     for era in ["legacy", "auto"] {
-        let facts = stranger.open(&proxy.url("/mcp"), era, &[]).await;
+        let before = refused_origins(admin).await;
+        let facts = stranger.open(&proxy.url("/mcp"), era, Http1).await;
         assert!(facts["error"].is_string(), "{facts}");
+        // By the proxy, and for this reason: the error is the same where nobody answers.
+        until_asked("its refusal", async || {
+            refused_origins(admin).await > before
+        })
+        .await;
     }
     assert_eq!(backend.seen().len(), 0);
+}
+
+/// How many requests the proxy has refused for their origin.
+async fn refused_origins(admin: SocketAddr) -> u64 {
+    let metrics = raw(admin, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    let refusals = r#"pingora_mcp_refusals_total{reason="origin-forbidden"} "#;
+    let count = metrics.lines().find_map(|line| line.strip_prefix(refusals));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+/// How a page's browser comes to the server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    Http1,
+    Http2OverTls,
 }
 
 /// A site with one page, and what the page has reported.
@@ -92,8 +110,8 @@ impl Page {
     }
 
     /// Uses the server at `url` in both eras, and sees all that there is to see.
-    async fn sees_all(&mut self, url: &str, flags: &[String]) {
-        let mut facts = self.open(url, "legacy", flags).await;
+    async fn sees_all(&mut self, url: &str, speaks: Speaks) {
+        let mut facts = self.open(url, "legacy", speaks).await;
         let id = facts.as_object_mut().unwrap().remove("sessionId");
         let id = id.as_ref().and_then(Value::as_str);
         assert_eq!(id.map(str::len), Some(32), "{facts}");
@@ -102,28 +120,45 @@ impl Page {
             json!({ "era": "legacy", "counted": "counted to 3", "progress": [1, 2, 3], "announced": "dinner" })
         );
 
-        let facts = self.open(url, "auto", flags).await;
+        let facts = self.open(url, "auto", speaks).await;
         assert_eq!(
             facts,
             json!({ "era": "modern", "counted": "counted to 3", "progress": [1, 2, 3] })
         );
     }
 
-    /// Opens the page in a browser of its own, with `flags`, and returns what it reports.
-    async fn open(&mut self, url: &str, era: &str, flags: &[String]) -> Value {
+    /// Opens the page in a browser of its own, and returns what it reports.
+    async fn open(&mut self, url: &str, era: &str, speaks: Speaks) -> Value {
         let page = self.address;
         let profile = scratch_file("profile");
+        std::fs::create_dir(&profile).unwrap();
+        let log = profile.join("network.json");
         let mut chromium = Command::new(chromium());
         chromium
             .args(FLAGS)
-            .args(flags)
-            .arg(format!("--user-data-dir={}", profile.display()))
-            .arg(format!("http://{page}/page.html?url={url}&era={era}"));
+            .arg(format!("--user-data-dir={}", profile.display()));
+        if speaks == Http2OverTls {
+            chromium
+                .arg("--ignore-certificate-errors")
+                .arg(format!("--log-net-log={}", log.display()));
+        }
+        chromium.arg(format!("http://{page}/page.html?url={url}&era={era}"));
         let browser = Program::start(&mut chromium);
         let report = within("the page's report", self.reports.recv()).await;
+        if speaks == Http2OverTls {
+            // It is killed, and what of its log waits to be written goes with it.
+            until("HTTP/2 in its log", || {
+                let log = std::fs::read(&log).unwrap_or_default();
+                String::from_utf8_lossy(&log).contains(r#""next_proto":"h2""#)
+            })
+            .await;
+        }
         drop(browser);
         // Its helpers may still write for a moment.
-        let _ = std::fs::remove_dir_all(profile);
+        until("the end of its helpers", || {
+            std::fs::remove_dir_all(&profile).is_ok()
+        })
+        .await;
         report.unwrap()
     }
 }
