@@ -400,7 +400,7 @@ async fn a_body_that_stops_coming_is_408_before_a_backend_is_asked() {
 
 #[tokio::test]
 async fn a_long_body_that_stops_coming_is_408_and_ends_the_request_at_the_backend() {
-    let (backend, proxy) = wired_with("  timeouts: { body: 200ms }\n").await;
+    let (backend, proxy) = wired_with("  timeouts: { body: 500ms }\n").await;
     let client = Http2::connect(proxy.address).await;
     let request = client.post().body(()).unwrap();
     let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
@@ -414,7 +414,7 @@ async fn a_long_body_that_stops_coming_is_408_and_ends_the_request_at_the_backen
 
 #[tokio::test]
 async fn a_long_body_that_its_backend_is_slow_to_take_is_not_late() {
-    let limits = "      limits: { max_body: none }\n  timeouts: { body: 200ms }\n";
+    let limits = "      limits: { max_body: none }\n  timeouts: { body: 1s }\n";
     let (backend, proxy) = wired_with(limits).await;
     let client = Http2::connect(proxy.address).await;
     let request = client.post().body(()).unwrap();
@@ -424,13 +424,13 @@ async fn a_long_body_that_its_backend_is_slow_to_take_is_not_late() {
     let (mut wire, _) = within("the backend's connection", backend.accept())
         .await
         .unwrap();
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let mut taken = Vec::new();
     while !taken.ends_with(b"0\r\n\r\n") {
         let read = within("the rest", wire.read_buf(&mut taken)).await.unwrap();
         assert_ne!(read, 0);
     }
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     wire.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
         .await
         .unwrap();
@@ -440,13 +440,13 @@ async fn a_long_body_that_its_backend_is_slow_to_take_is_not_late() {
 #[tokio::test]
 async fn a_body_may_come_part_by_part_for_longer_than_it_may_be_silent() {
     let backend = Backend::start(|seen: Seen| answer(200, &[], seen.body)).await;
-    let limits = "  timeouts: { body: 300ms }\n";
+    let limits = "  timeouts: { body: 1s }\n";
     let proxy = Proxy::listening(H2C, &(route(&[backend.address]) + limits));
     let client = Http2::connect(proxy.address).await;
     let request = client.post().body(()).unwrap();
     let (answered, mut sending) = client.send.clone().send_request(request, false).unwrap();
     for part in 0..10 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
         // Of more, in all, than is read before a backend is asked.
         sending
             .send_data(vec![part; 10_000].into(), part == 9)
