@@ -2,7 +2,7 @@
 //! stream lost, and what a stream costs.
 //!
 //! 500 streams and 200 requests a second for 5 s. `SOAK_STREAMS=5000 SOAK_RATE=2000 SOAK_SECONDS=60`
-//! takes other numbers, and `-- --nocapture` shows what came of it.
+//! takes other numbers, as `make soak` does, and `-- --nocapture` shows what came of it.
 
 mod support;
 
@@ -72,7 +72,14 @@ async fn idle_streams_and_requests_do_not_disturb_each_other() {
         each(reopened),
         proxy.peak_resident(),
     );
-    assert!(each(reopened) < MOST_A_STREAM);
+    let is_release = std::env::var_os("PINGORA_MCP").is_some();
+    let most = if is_release {
+        MOST_OF_RELEASE
+    } else {
+        MOST_A_STREAM
+    };
+    assert!(each(opened) < most);
+    assert!(each(reopened.saturating_sub(MOST_OF_CALLS)) < most);
 }
 
 /// Opens streams until there are as many as sessions.
@@ -182,8 +189,14 @@ const OTHER_DESCRIPTORS: u64 = 1024;
 /// How often half of the streams leave and come back, after which free memory lies scattered.
 const RETURNS: usize = 8;
 
-/// KiB.
+/// KiB of a stream, where nothing is optimised.
 const MOST_A_STREAM: f64 = 128.0;
+
+/// KiB of a stream in a release build: a little more than `docs/performance.md` says it takes.
+const MOST_OF_RELEASE: f64 = 46.0;
+
+/// KiB that the calls may leave behind, however few the streams are.
+const MOST_OF_CALLS: u64 = 8 * 1024;
 
 const WITHOUT_BOUNDS: &str = "      limits: { max_requests_per_backend: none }
   sessions: { max_per_client: none, max_new_per_client: none }
