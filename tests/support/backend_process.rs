@@ -123,7 +123,10 @@ fn converse(mut stream: &TcpStream, says: Says) -> io::Result<()> {
         println!("{ASKED}");
         match says {
             Says::Nothing => {}
-            Says::HalfABody => stream.write_all(HALF_A_BODY.as_bytes())?,
+            Says::HalfABody => {
+                stream.write_all(HALF_A_BODY.as_bytes())?;
+                stream.write_all(&[b'x'; HELD_BACK])?;
+            }
             Says::AnEvent => stream.write_all(AN_EVENT.as_bytes())?,
             Says::Flood => {
                 stream.write_all(FLOOD.as_bytes())?;
@@ -204,7 +207,10 @@ pub const RESULT: &str = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
 const NO_SESSION: &str =
     r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"Session not found"}}"#;
 
-const HALF_A_BODY: &str = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf a body";
+const HALF_A_BODY: &str = "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nhalf a body";
+
+/// As much as may wait in the proxy for the rest of a body whose length is known.
+const HELD_BACK: usize = 0x8000;
 
 const AN_EVENT: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
                         Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n";
