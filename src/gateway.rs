@@ -180,7 +180,7 @@ impl Gateway {
         exchange.is_at_endpoint = request.uri.path() == route.path.as_str();
         exchange.call = Call::of(&request.method).ok_or(Rejection::MethodNotAllowed)?;
         let length = fields.content_length();
-        if is_longer(length, route.max_body) {
+        if is_longer(length, route.limits.max_body.0) {
             return Err(Rejection::BodyTooLarge);
         }
         let place = self.load.requests.hold();
@@ -206,10 +206,8 @@ impl Gateway {
         if matches!(exchange.call, Call::Get | Call::Listen) {
             let session = exchange.session.as_ref().map(|session| session.id);
             let most = rules.limits.max_streams_per_session;
-            let stream = self
-                .load
-                .streams
-                .open(session, most, route.max_stream_age)?;
+            let age = route.timeouts.max_stream_age.0;
+            let stream = self.load.streams.open(session, most, age)?;
             exchange.stream = Some(stream);
         }
         let Some(policy) = exchange.policy() else {
@@ -491,7 +489,8 @@ impl Gateway {
             upload.finish();
         }
         exchange.body_length += body.map_or(0, |part| part.len() as u64);
-        let most = exchange.route.as_ref().and_then(|route| route.max_body);
+        let route = exchange.route.as_ref();
+        let most = route.and_then(|route| route.limits.max_body.0);
         if is_longer(Some(exchange.body_length), most) {
             return Err(exchange.refuse(Rejection::BodyTooLarge));
         }

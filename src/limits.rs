@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::setting::{Count, Limit, Most, Period, Size};
 
 /// `mcp.timeouts` in the configuration file: the longest that is waited for a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientTimeouts {
     /// The TLS handshake of a new connection.
@@ -47,7 +47,7 @@ impl Default for ClientTimeouts {
 }
 
 /// `mcp.limits` in the configuration file: the most that clients may have at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientLimits {
     /// Connections of all clients.

@@ -4,12 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::Uri;
 use http::uri::PathAndQuery;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::backend::{Backend, BackendSection, HealthSettings, Pool, Profile, Timeouts};
 use crate::compatibility::Compatibility;
@@ -34,10 +33,10 @@ pub struct Route {
     pub policy: Option<Policy>,
     /// What its backends are made up for.
     pub compatibility: Compatibility,
-    /// How long a GET stream or a subscription may live.
-    pub max_stream_age: Option<Duration>,
-    /// The longest body of a request, in bytes.
-    pub max_body: Option<u64>,
+    /// How long its backends may be silent, and its streams live.
+    pub timeouts: Timeouts,
+    /// How much of it there may be.
+    pub limits: RouteLimits,
     /// Whether a session has been opened here.
     opens_sessions: AtomicBool,
     /// Where its backends keep the protected resource's metadata, once one has said so.
@@ -270,13 +269,13 @@ struct RouteSection {
 }
 
 /// `limits` of a route in the configuration file.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-struct RouteLimits {
+pub struct RouteLimits {
     /// The longest body of a request.
-    max_body: MostBytes,
+    pub max_body: MostBytes,
     /// The most requests at a time at each backend, open streams included.
-    max_requests_per_backend: Most,
+    pub max_requests_per_backend: Most,
 }
 
 impl Default for RouteLimits {
@@ -314,8 +313,8 @@ impl From<RouteSection> for Route {
             public_url: section.public_url,
             policy: Policy::new(section.methods, section.tools),
             compatibility: section.compatibility,
-            max_stream_age: timeouts.max_stream_age.0,
-            max_body: limits.max_body.0,
+            timeouts,
+            limits,
             opens_sessions: AtomicBool::new(false),
             metadata: ArcSwapOption::empty(),
             series: Arc::default(),

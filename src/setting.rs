@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::de::{self, DeserializeSeed, SeqAccess, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
 /// A text value. `${NAME}` in it has been taken from the environment. Where one is left, as it was
@@ -40,6 +40,19 @@ impl<'de> Deserialize<'de> for Period {
     }
 }
 
+impl fmt::Display for Period {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = humantime::format_duration(self.0).to_string();
+        formatter.write_str(&text.replace("days", "d").replace("day", "d"))
+    }
+}
+
+impl Serialize for Period {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// A time limit: a [`Period`], or `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit(pub Option<Duration>);
@@ -57,8 +70,14 @@ impl<'de> Deserialize<'de> for Limit {
     }
 }
 
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        or_none(self.0.map(Period), serializer)
+    }
+}
+
 /// A whole number above zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Count(pub u64);
 
 impl<'de> Deserialize<'de> for Count {
@@ -90,6 +109,12 @@ impl<'de> Deserialize<'de> for Most {
     }
 }
 
+impl Serialize for Most {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        or_none(self.0, serializer)
+    }
+}
+
 /// A number of bytes above zero, with its unit: `512B`, `64KiB`, `4MiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -98,6 +123,16 @@ impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Text::deserialize(deserializer)?;
         size(&text.0).map_err(refuse)
+    }
+}
+
+impl Serialize for Size {
+    /// In the largest unit that it is a whole number of.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")].into_iter();
+        let mut whole = units.filter(|(shift, _)| self.0.is_multiple_of(1 << shift));
+        let (shift, unit) = whole.next().unwrap_or((0, "B"));
+        serializer.collect_str(&format_args!("{}{unit}", self.0 >> shift))
     }
 }
 
@@ -115,6 +150,12 @@ impl<'de> Deserialize<'de> for MostBytes {
             Ok(Size(bytes)) => Ok(Self(Some(bytes))),
             Err(problem) => Err(refuse(&format!("{problem}, or 'none'"))),
         }
+    }
+}
+
+impl Serialize for MostBytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        or_none(self.0.map(Size), serializer)
     }
 }
 
@@ -223,6 +264,13 @@ pub fn is_bare(url: &Url) -> bool {
         && url.password().is_none()
         && url.query().is_none()
         && url.fragment().is_none()
+}
+
+fn or_none<S: Serializer>(value: Option<impl Serialize>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => value.serialize(serializer),
+        None => serializer.serialize_str("none"),
+    }
 }
 
 fn period(text: &str) -> Result<Period, &'static str> {

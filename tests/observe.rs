@@ -348,14 +348,11 @@ async fn status_is_a_page_for_people_and_json_for_programs() {
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["ready"], true);
     assert_eq!(status["sessions"]["live"], 1);
-    assert_eq!(status["sessions"]["capacity"], 100_000);
     assert_eq!(status["routes"][0]["path"], "/m'c&amp;p");
     let shown = &status["routes"][0]["backends"][0];
     assert_eq!(shown["name"], "b0");
     assert_eq!(shown["state"], "up");
     assert_eq!(shown["sessions"], 1);
-    assert_eq!(shown["limits"]["get_seconds"], Value::Null);
-    assert_eq!(shown["limits"]["delete_seconds"], 10.0);
 
     let page = watched.get("/status").send().await.unwrap();
     let kind = header(page.headers(), "content-type");
@@ -365,6 +362,55 @@ async fn status_is_a_page_for_people_and_json_for_programs() {
     let page = page.text().await.unwrap();
     assert!(page.contains("<h2>/m&#39;c&amp;amp;p</h2>"), "{page}");
     assert!(!page.contains("<script"), "{page}");
+}
+
+/// What is shown can be put into the file as it is.
+#[tokio::test]
+async fn status_has_each_limit_that_holds_as_the_configuration_file_has_it() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let mut watched = Watched::start(&route(&[backend.address])).await;
+    let edge = std::fs::read_to_string("conf/edge.yaml").unwrap();
+    let edge: Value = serde_saphyr::from_str(&edge).unwrap();
+    let mut shown = limits(&watched.status().await);
+    assert_eq!(keys(&shown), keys(&limits(&edge["mcp"])));
+
+    let sessions = shown["sessions"].clone();
+    for (key, value) in [
+        ("/limits/max_streams", json!("none")),
+        ("/limits/max_connections", json!(7)),
+        ("/limits/max_header_size", json!("9KiB")),
+        ("/timeouts/body", json!("none")),
+        ("/timeouts/header", json!("1m 1s")),
+        ("/sessions/capacity", json!(7)),
+        ("/routes/0/limits/max_body", json!("1025B")),
+        ("/routes/0/timeouts/max_stream_age", json!("2d")),
+    ] {
+        *shown.pointer_mut(key).unwrap() = value;
+    }
+    let own = &shown["routes"][0];
+    let mcp = format!(
+        "{}      limits: {}\n      timeouts: {}\n  limits: {}\n  timeouts: {}\n  sessions: {}\n",
+        route(&[backend.address]),
+        own["limits"],
+        own["timeouts"],
+        shown["limits"],
+        shown["timeouts"],
+        shown["sessions"],
+    );
+    watched.proxy.reload(&mcp).await;
+    // What takes a restart does not hold yet.
+    shown["sessions"] = sessions;
+    assert_eq!(limits(&watched.status().await), shown);
+    let page = watched.get("/status").send().await.unwrap();
+    let page = page.text().await.unwrap();
+    for key in [
+        "<dt>limits.max_streams</dt><dd>none</dd>",
+        "<dt>limits.max_body</dt><dd>1025B</dd>",
+        "<dt>timeouts.max_stream_age</dt><dd>2d</dd>",
+        "<dt>sessions.reap.max_per_second</dt><dd>100</dd>",
+    ] {
+        assert!(page.contains(key), "{key} is not in\n{page}");
+    }
 }
 
 /// A policy that forbade the page's own style would show on the console.
@@ -406,7 +452,10 @@ async fn a_browser_shows_the_status_page_and_has_nothing_to_complain_of() {
         .unwrap();
     let page = String::from_utf8_lossy(&shown.stdout);
     assert!(page.contains(r#"<td class="good">up</td>"#), "{page}");
-    assert!(page.contains("<dt>live sessions</dt><dd>1</dd>"), "{page}");
+    assert!(
+        page.contains("<dt>live sessions</dt><dd>1 of 100000</dd>"),
+        "{page}"
+    );
     let console = String::from_utf8_lossy(&shown.stderr);
     assert!(!console.contains("CONSOLE"), "{console}");
     let _ = std::fs::remove_dir_all(profile);
@@ -1011,6 +1060,35 @@ fn documented_metrics() -> BTreeMap<String, (String, BTreeSet<String>)> {
         }
     }
     metrics
+}
+
+/// What bounds clients, of `mcp` in the configuration file or of the status.
+fn limits(of: &Value) -> Value {
+    let route = &of["routes"][0];
+    let mut sessions = of["sessions"].clone();
+    // A count, and what holds secrets.
+    for other in ["live", "store", "seal"] {
+        sessions.as_object_mut().unwrap().remove(other);
+    }
+    json!({
+        "limits": of["limits"],
+        "timeouts": of["timeouts"],
+        "sessions": sessions,
+        "routes": [{ "limits": route["limits"], "timeouts": route["timeouts"] }],
+    })
+}
+
+/// The same with nothing but the keys.
+fn keys(value: &Value) -> Value {
+    match value {
+        Value::Object(entries) => {
+            let keys = entries.iter();
+            keys.map(|(key, value)| (key.clone(), self::keys(value)))
+                .collect()
+        }
+        Value::Array(entries) => entries.iter().map(keys).collect(),
+        _ => Value::Null,
+    }
 }
 
 /// All queries of a dashboard, those of its variables included.

@@ -19,7 +19,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use pingora_core::protocols::TcpKeepalive;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use url::Url;
 
 pub use ending::{Ending, Ends};
@@ -75,11 +75,11 @@ pub(crate) struct Profile {
 }
 
 /// How long a backend may be silent, by method.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) get: Option<Duration>,
-    pub(crate) post: Option<Duration>,
-    pub(crate) delete: Option<Duration>,
+#[derive(Debug)]
+struct Limits {
+    get: Option<Duration>,
+    post: Option<Duration>,
+    delete: Option<Duration>,
 }
 
 impl Profile {
@@ -295,16 +295,11 @@ impl Backend {
         self.in_flight.held()
     }
 
-    /// How long it may be silent.
-    pub(crate) fn limits(&self) -> Limits {
-        self.profile.limits
-    }
-
     /// Where Pingora is to connect for `call`, and how long it may wait. As of
     /// [`Exchange::peer`](crate::Exchange::peer), hop-by-hop headers are not Pingora's to remove.
     pub fn peer(&self, call: Call) -> HttpPeer {
         let mut peer = self.peer.clone();
-        let limits = self.limits();
+        let limits = &self.profile.limits;
         let limit = match call {
             Call::Post | Call::Discover => limits.post,
             Call::Get | Call::Listen => limits.get,
@@ -399,7 +394,7 @@ impl fmt::Display for BackendName {
 }
 
 /// `timeouts` of a route in the configuration file.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// The longest that a connection to a backend may take to open.

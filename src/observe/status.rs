@@ -5,44 +5,45 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Timeouts};
 use crate::gateway::Gateway;
+use crate::limits::{ClientLimits, ClientTimeouts};
 use crate::metrics::Standing;
-use crate::route::Route;
+use crate::route::{Route, RouteLimits};
 use crate::session::{Census, SessionSettings};
+use crate::setting::Period;
 
-/// The proxy at one moment.
+/// The proxy at one moment. What is configured has the keys and the units of the configuration file.
 #[derive(Debug, Serialize)]
-pub(super) struct Status {
+pub(super) struct Status<'s> {
     version: &'static str,
     uptime_seconds: u64,
     ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_ready_because: Option<&'static str>,
     store_reached: bool,
-    sessions: SessionsStatus,
+    sessions: SessionsStatus<'s>,
     connections: ConnectionsStatus,
     open_streams: usize,
-    max_streams: Option<usize>,
+    limits: ClientLimits,
+    timeouts: ClientTimeouts,
     routes: Vec<RouteStatus>,
 }
 
 #[derive(Debug, Serialize)]
-struct SessionsStatus {
+struct SessionsStatus<'s> {
     /// `None` where the store does not know.
     live: Option<u64>,
-    capacity: u64,
-    idle_timeout_seconds: u64,
-    lifetime_seconds: u64,
+    #[serde(flatten)]
+    settings: &'s SessionSettings,
 }
 
 /// Of clients.
 #[derive(Debug, Serialize)]
 struct ConnectionsStatus {
     open: usize,
-    /// `None` is any number.
-    max: Option<usize>,
     /// Before there was a request, by reason.
     refused: BTreeMap<&'static str, u64>,
 }
@@ -50,6 +51,8 @@ struct ConnectionsStatus {
 #[derive(Debug, Serialize)]
 struct RouteStatus {
     path: String,
+    limits: RouteLimits,
+    timeouts: Timeouts,
     backends: Vec<BackendStatus>,
     /// Backends whose host names stand for nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -73,25 +76,16 @@ struct BackendStatus {
     requests_in_flight: usize,
     /// Those of all addresses of its name.
     open_streams: i64,
-    limits: LimitsStatus,
 }
 
-/// How long a backend may be silent. `None` is for ever.
-#[derive(Debug, Serialize)]
-struct LimitsStatus {
-    get_seconds: Option<f64>,
-    post_seconds: Option<f64>,
-    delete_seconds: Option<f64>,
-}
-
-impl Status {
+impl<'s> Status<'s> {
     /// The status of `gateway`, whose sessions `census` counted.
     pub(super) fn new(
         uptime: Duration,
         not_ready_because: Option<&'static str>,
         gateway: &Gateway,
         census: Census,
-        sessions: &SessionSettings,
+        sessions: &'s SessionSettings,
     ) -> Self {
         let (load, rules) = (gateway.load(), gateway.rules());
         let refused = load.refused_connections();
@@ -103,19 +97,17 @@ impl Status {
             store_reached: gateway.store().is_reached(),
             sessions: SessionsStatus {
                 live: census.live,
-                capacity: sessions.capacity.0,
-                idle_timeout_seconds: sessions.idle_timeout.0.as_secs(),
-                lifetime_seconds: sessions.lifetime.0.as_secs(),
+                settings: sessions,
             },
             connections: ConnectionsStatus {
                 open: load.connections(),
-                max: rules.limits.max_connections.0,
                 refused: refused
                     .map(|(reason, count)| (reason.name(), count))
                     .collect(),
             },
             open_streams: load.streams(),
-            max_streams: rules.limits.max_streams.0,
+            limits: rules.limits,
+            timeouts: rules.timeouts,
             routes: rules
                 .routes
                 .iter()
@@ -139,7 +131,12 @@ impl Status {
     }
 
     fn write(&self, page: &mut String) -> fmt::Result {
-        let sessions = &self.sessions;
+        let Self {
+            sessions,
+            limits,
+            timeouts,
+            ..
+        } = self;
         let uptime = period(self.uptime_seconds as f64);
         write!(page, "<h1>pingora-mcp <small>{}</small></h1>", self.version)?;
         match self.not_ready_because {
@@ -156,28 +153,20 @@ impl Status {
             page.push_str("<p class=bad>The session store is away.</p>");
         }
         page.push_str("<dl>");
-        let live = sessions
-            .live
-            .map_or_else(|| "unknown".to_owned(), |live| live.to_string());
+        let live = sessions.live.map_or_else(
+            || "unknown".to_owned(),
+            |live| of(live, Some(sessions.settings.capacity.0)),
+        );
         for (name, value) in [
             ("live sessions", live),
-            ("open streams", of(self.open_streams, self.max_streams)),
+            ("open streams", of(self.open_streams, limits.max_streams.0)),
             (
                 "open connections",
-                of(self.connections.open, self.connections.max),
+                of(self.connections.open, limits.max_connections.0),
             ),
             (
                 "refused connections",
                 self.connections.refused.values().sum::<u64>().to_string(),
-            ),
-            ("session capacity", sessions.capacity.to_string()),
-            (
-                "idle session ends after",
-                period(sessions.idle_timeout_seconds as f64),
-            ),
-            (
-                "any session ends after",
-                period(sessions.lifetime_seconds as f64),
             ),
         ] {
             write!(page, "<div><dt>{name}</dt><dd>{value}</dd></div>")?;
@@ -186,6 +175,11 @@ impl Status {
         for route in &self.routes {
             route.write(page)?;
         }
+        page.push_str("<section><h2>limits of all routes</h2><dl class=keys>");
+        write_keys(page, "limits", &json(limits))?;
+        write_keys(page, "timeouts", &json(timeouts))?;
+        write_keys(page, "sessions", &json(sessions.settings))?;
+        page.push_str("</dl></section>");
         page.push_str("<footer><a href=/metrics>metrics</a></footer></main></html>\n");
         Ok(())
     }
@@ -200,6 +194,8 @@ impl RouteStatus {
         let unresolved = route.pool.unresolved();
         Self {
             path: route.path.to_string(),
+            limits: route.limits,
+            timeouts: route.timeouts,
             backends: backends.collect(),
             unresolved: unresolved.map(|profile| profile.to_string()).collect(),
         }
@@ -213,7 +209,6 @@ impl RouteStatus {
         )?;
         page.push_str(TABLE_HEAD);
         for backend in &self.backends {
-            let BackendStatus { limits, .. } = backend;
             let class = match backend.standing {
                 Standing::Up => "good",
                 Standing::Down => "bad",
@@ -231,34 +226,32 @@ impl RouteStatus {
             write!(
                 page,
                 "<tr><th scope=row>{}<br><small>{}</small></th><td class=\"{class}\">{}</td>\
-                 <td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                 <td>{}</td><td>{}</td><td>{}</td></tr>",
                 Escaped(&backend.name),
                 Escaped(&backend.url),
                 format_args!("{}{since}{share}", backend.state),
                 backend.sessions,
                 backend.requests_in_flight,
                 backend.open_streams,
-                limit(limits.get_seconds),
-                limit(limits.post_seconds),
-                limit(limits.delete_seconds),
             )?;
         }
         for backend in &self.unresolved {
             write!(
                 page,
-                "<tr><th scope=row>{}</th><td class=bad colspan=7>does not resolve</td></tr>",
+                "<tr><th scope=row>{}</th><td class=bad colspan=4>does not resolve</td></tr>",
                 Escaped(backend)
             )?;
         }
-        page.push_str("</tbody></table></div></section>");
+        page.push_str("</tbody></table></div><dl class=keys>");
+        write_keys(page, "limits", &json(&self.limits))?;
+        write_keys(page, "timeouts", &json(&self.timeouts))?;
+        page.push_str("</dl></section>");
         Ok(())
     }
 }
 
 impl BackendStatus {
     fn new(backend: &Backend, sessions: u64) -> Self {
-        let seconds = |limit: Option<Duration>| limit.map(|limit| limit.as_secs_f64());
-        let limits = backend.limits();
         Self {
             name: backend.name().to_string(),
             url: backend.url().to_string(),
@@ -270,25 +263,36 @@ impl BackendStatus {
             sessions,
             requests_in_flight: backend.in_flight(),
             open_streams: backend.series.open_streams(),
-            limits: LimitsStatus {
-                get_seconds: seconds(limits.get),
-                post_seconds: seconds(limits.post),
-                delete_seconds: seconds(limits.delete),
-            },
         }
     }
 }
 
 /// How many there are of how many there may be.
-fn of(count: usize, most: Option<usize>) -> String {
+fn of(count: impl fmt::Display, most: Option<impl fmt::Display>) -> String {
     match most {
         Some(most) => format!("{count} of {most}"),
         None => count.to_string(),
     }
 }
 
-fn limit(seconds: Option<f64>) -> String {
-    seconds.map_or_else(|| "none".to_owned(), period)
+fn json(settings: &impl Serialize) -> Value {
+    serde_json::to_value(settings).expect("plain fields can be written")
+}
+
+/// Each key of `settings`, which stand at `path` in the configuration file.
+fn write_keys(page: &mut String, path: &str, settings: &Value) -> fmt::Result {
+    match settings {
+        Value::Object(keys) => keys
+            .iter()
+            .try_for_each(|(key, value)| write_keys(page, &format!("{path}.{key}"), value)),
+        Value::String(text) => write_key(page, path, text),
+        plain => write_key(page, path, &plain.to_string()),
+    }
+}
+
+fn write_key(page: &mut String, path: &str, value: &str) -> fmt::Result {
+    let value = Escaped(value);
+    write!(page, "<div><dt>{path}</dt><dd>{value}</dd></div>")
 }
 
 /// As it is written in the configuration, without the smallest units.
@@ -297,8 +301,7 @@ fn period(seconds: f64) -> String {
         short if short < Duration::from_secs(1) => Duration::from_millis(short.as_millis() as u64),
         long => Duration::from_secs(long.as_secs()),
     };
-    let text = humantime::format_duration(whole).to_string();
-    text.replace("days", "d").replace("day", "d")
+    Period(whole).to_string()
 }
 
 /// Text that is no HTML, whatever it holds.
@@ -321,8 +324,7 @@ impl fmt::Display for Escaped<'_> {
 }
 
 const TABLE_HEAD: &str = "<thead><tr><th scope=col>Backend</th><th scope=col>State</th>\
-    <th scope=col>Sessions</th><th scope=col>In flight</th><th scope=col>Streams</th><th scope=col>GET limit</th>\
-    <th scope=col>POST limit</th><th scope=col>DELETE limit</th></tr></thead><tbody>";
+    <th scope=col>Sessions</th><th scope=col>In flight</th><th scope=col>Streams</th></tr></thead><tbody>";
 
 const HEAD: &str = "<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">
@@ -337,11 +339,14 @@ small, dt, thead th, footer { color: var(--dim); font-weight: normal; font-size:
 .good { color: var(--good) } .bad { color: var(--bad) }
 dl { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: 1.5rem 0 }
 dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums }
+.keys { display: block; columns: 18rem; column-gap: 2.5rem; margin: 1rem 0 }
+.keys div { display: flex; justify-content: space-between; align-items: baseline; gap: 1rem; break-inside: avoid }
+.keys dt { font: .8rem ui-monospace, monospace; overflow-wrap: anywhere } .keys dd { font-size: .85rem; white-space: nowrap }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; min-width: 44rem; table-layout: fixed; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; width: 100%; min-width: 34rem; table-layout: fixed; font-variant-numeric: tabular-nums }
 th, td { text-align: left; vertical-align: top; padding: .4rem 1rem .4rem 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
-th:first-child { width: 27% } th:nth-child(2) { width: 18% }
+th:first-child { width: 34% } th:nth-child(2) { width: 20% }
 tbody th { font-weight: 600 } footer { margin-top: 2rem } a { color: inherit }
 </style><main>
 ";

@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use client::ClientNetwork;
 pub use memory::MemoryStore;
@@ -291,7 +291,7 @@ impl From<OpenError> for Rejection {
 }
 
 /// What happens at [`SessionSettings::capacity`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Evict {
@@ -314,11 +314,13 @@ pub enum StoreSettings {
     Redis(Box<RedisSettings>),
 }
 
-/// `mcp.sessions` in the configuration file: how many sessions are kept and for how long.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// `mcp.sessions` in the configuration file: how many sessions are kept and for how long. What holds
+/// secrets is not written.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
     /// Where they are kept.
+    #[serde(skip_serializing)]
     pub store: StoreSettings,
     /// The most sessions kept at a time.
     pub capacity: Count,
@@ -337,6 +339,7 @@ pub struct SessionSettings {
     /// How the backends of forgotten sessions are told.
     pub reap: Reap,
     /// What ids are sealed with.
+    #[serde(skip_serializing)]
     pub seal: SealSettings,
 }
 

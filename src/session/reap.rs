@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, header};
 use moka::sync::Cache;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Binding, SessionSettings};
 use crate::backend::BackendName;
@@ -24,7 +24,7 @@ use crate::setting::{Count, refuse};
 pub struct Reap(pub Option<ReapSettings>);
 
 /// How backends are told of sessions that have ended without them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReapSettings {
     /// The most DELETEs at a time at one backend.
@@ -59,6 +59,15 @@ impl Default for ReapSettings {
 impl<'de> Deserialize<'de> for Reap {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(ReapVisitor)
+    }
+}
+
+impl Serialize for Reap {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(settings) => settings.serialize(serializer),
+            None => serializer.serialize_str("off"),
+        }
     }
 }
 
