@@ -63,6 +63,8 @@ pub struct Exchange {
     pub(crate) backend: Option<Lease>,
     // Begun by `route`, counted by `body_from_client`.
     pub(crate) body_length: u64,
+    // Written when there is a backend, where somebody observes.
+    pub(crate) counted_stream: Option<CountedStream>,
     // Written by `another_backend`.
     pub(crate) unreachable: Vec<BackendName>,
     // Written by `from_backend`; by `admit`, `judge`, `held_answer` and `session_lost` where they find
@@ -71,7 +73,6 @@ pub struct Exchange {
     pub(crate) is_stream: bool,
     // Written when the backend's answer goes to the client, where somebody observes.
     pub(crate) first_byte: Option<Duration>,
-    pub(crate) counted_stream: Option<CountedStream>,
     // Begun by `from_backend`, filled by `body_from_backend`: the document that is rewritten.
     pub(crate) document: Option<BytesMut>,
     // The same: the answer that is held back.

@@ -123,6 +123,7 @@ impl ProxyHttp for McpProxy {
         exchange: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         self.gateway.route(exchange)?;
+        self.observer.routed(exchange);
         Ok(Box::new(exchange.peer()?))
     }
 

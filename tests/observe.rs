@@ -116,16 +116,24 @@ async fn sessions_are_counted_from_their_opening_to_their_end() {
 }
 
 #[tokio::test]
-async fn a_stream_is_counted_for_as_long_as_it_is_open() {
+async fn a_stream_is_counted_for_as_long_as_it_counts_in_its_bound() {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let watched = Watched::start(&route(&[backend.local_addr().unwrap()])).await;
+    let mcp = route(&[backend.local_addr().unwrap()]) + "  limits: { max_streams: 1 }\n";
+    let watched = Watched::start(&mcp).await;
+    let open = r#"pingora_mcp_open_streams{route="/mcp",backend="b0"}"#;
+    let is_full = async || {
+        let answer = raw(watched.proxy.address, GET).await;
+        assert!(answer.contains("streams-full"), "{answer}");
+        watched.until(open, 1.0).await;
+        assert_eq!(watched.status().await["open_streams"], 1);
+    };
     let mut client = Wire::connect(watched.proxy.address).await;
     client.send(GET).await;
     let (mut wire, _) = Wire::accept(&backend).await;
+    is_full().await;
     wire.send(STREAM).await;
     client.receive("\r\n\r\n").await;
-    let open = r#"pingora_mcp_open_streams{route="/mcp",backend="b0"}"#;
-    watched.until(open, 1.0).await;
+    is_full().await;
     drop(client);
     wire.until_closed().await;
     watched.until(open, 0.0).await;

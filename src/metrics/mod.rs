@@ -180,7 +180,7 @@ impl Metrics {
             )?,
             open_streams: new.gauges(
                 "pingora_mcp_open_streams",
-                "GET streams and subscriptions that are open.",
+                "GET streams and subscriptions at a backend.",
                 &target,
             )?,
             connections: new.counters(

@@ -90,6 +90,13 @@ impl Observer {
         }
     }
 
+    /// A backend has been chosen for the request, be it in place of another.
+    pub fn routed(&self, exchange: &mut Exchange) {
+        if let (Some(metrics), Some(_)) = (&self.metrics, &exchange.stream) {
+            exchange.counted_stream = Some(metrics.stream_opened(target(metrics, exchange)));
+        }
+    }
+
     /// The request got a connection to its backend.
     pub fn connected(&self, exchange: &Exchange, connected: Connected) {
         if let Some(metrics) = &self.metrics {
@@ -107,10 +114,6 @@ impl Observer {
     /// The backend's answer goes to the client.
     pub fn answered(&self, exchange: &mut Exchange) {
         exchange.first_byte = exchange.arrived.map(|arrived| arrived.elapsed());
-        let is_stream = exchange.stream.is_some() && exchange.is_stream;
-        if let (Some(metrics), true) = (&self.metrics, is_stream) {
-            exchange.counted_stream = Some(metrics.stream_opened(target(metrics, exchange)));
-        }
     }
 
     /// The request is over. `error` is what ended it, if it did not end well.
