@@ -2,7 +2,8 @@
 # Makes the tools available that a machine with only rustup, a C compiler and make lacks.
 #
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
-#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, ip, and cargo-deny
+#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, openssl, curl, ip,
+#                           and cargo-deny
 #   scripts/tools.sh fuzz     cmake and cargo-fuzz
 #   scripts/tools.sh bench    cmake, and valgrind where it can be had: what is counted with it is else skipped
 #   scripts/tools.sh load     cmake, and the other proxies of the load bench as far as they can be had
@@ -19,6 +20,7 @@ readonly TOOLS=$PWD/target/tools
 readonly CMAKE_AT_LEAST=3.14 CMAKE=4.4.4
 readonly NODE_AT_LEAST=22.19 NODE=24.19.0
 readonly PYTHON_AT_LEAST=3.11
+readonly CURL_AT_LEAST=7.82
 readonly CARGO_DENY=0.20.2
 readonly CARGO_FUZZ=0.13.2
 readonly ENVOY=1.40.0
@@ -35,6 +37,8 @@ main() {
       npm_packages tests/conformance
       browser
       redis_server
+      openssl_tool
+      curl_tool
       ip_tool
       ;;
     interop)
@@ -168,6 +172,29 @@ redis_server() {
 redis_is_there() {
   command -v redis-server && command -v redis-cli
 } >/dev/null
+
+openssl_tool() {
+  openssl_fits && return
+  from_system openssl openssl openssl openssl && openssl_fits && return
+  stop "OpenSSL's command is needed: install it with your package manager (the package is called openssl)"
+}
+
+# macOS has LibreSSL's, which can offer less.
+openssl_fits() {
+  [[ "$(openssl version 2>/dev/null)" == OpenSSL* ]]
+}
+
+curl_tool() {
+  curl_fits && return
+  from_system curl curl curl curl && curl_fits && return
+  stop "curl $CURL_AT_LEAST or later with HTTP/2 is needed: install it with your package manager (the package is called curl)"
+}
+
+curl_fits() {
+  local version
+  version=$(curl --version 2>/dev/null) && [[ "$version" == *HTTP2* ]] || return
+  version=${version#curl } && at_least "${version%% *}" "$CURL_AT_LEAST"
+}
 
 # There is none for many a system.
 valgrind_tool() {

@@ -3,10 +3,10 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use http::Method;
@@ -694,13 +694,57 @@ async fn a_handshake_that_fails_is_told_and_no_error() {
     assert!(!proxy.log().contains("ERROR"), "{}", proxy.log());
 }
 
+/// No cipher without encryption or without a certificate, none that lets who has the key read what was
+/// said before, and none of CBC.
+#[tokio::test]
+async fn openssl_gets_in_by_tls_1_2_and_1_3_alone_and_by_no_weak_cipher() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let everything = "ALL:COMPLEMENTOFALL:@SECLEVEL=0";
+    let of_1_2 = openssl(&["ciphers", "-s", "-tls1_2", everything]).await;
+    let mut of_1_2: Vec<_> = of_1_2.trim().split(':').collect();
+    for weak in [
+        "NULL-SHA256",
+        "ADH-AES128-GCM-SHA256",
+        "AES128-GCM-SHA256",
+        "ECDHE-RSA-AES128-SHA",
+    ] {
+        assert!(of_1_2.contains(&weak), "{weak} is not in {of_1_2:?}");
+    }
+    of_1_2.push("@SECLEVEL=0");
+    for (kind, certificate) in [("ECDSA", own), ("RSA", rsa(&authority).await)] {
+        let routes = route(&[NOBODY]);
+        let proxy = Proxy::listening(&listener(&[&certificate], None), &routes);
+        for version in ["-tls1", "-tls1_1"] {
+            let told = s_client(&proxy, &[version, "-cipher", everything]).await;
+            assert!(
+                told.contains("Cipher is (NONE)") && told.contains("SSL alert number"),
+                "{told}"
+            );
+        }
+        let taken = taken(&proxy, "-tls1_2", "-cipher", of_1_2.clone()).await;
+        let strong = [
+            "AES128-GCM-SHA256",
+            "AES256-GCM-SHA384",
+            "CHACHA20-POLY1305",
+        ];
+        assert_eq!(
+            taken,
+            strong.map(|cipher| format!("ECDHE-{kind}-{cipher}")).into()
+        );
+        let taken = self::taken(&proxy, "-tls1_3", "-ciphersuites", OF_1_3.into()).await;
+        assert_eq!(
+            taken,
+            OF_1_3[..3]
+                .iter()
+                .map(|cipher| cipher.to_string())
+                .collect()
+        );
+    }
+}
+
 #[tokio::test]
 async fn curl_speaks_http2_over_tls() {
-    let version = Command::new("curl").arg("--version").output();
-    if !version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("HTTP2")) {
-        eprintln!("not tested: there is no curl with HTTP/2");
-        return;
-    }
     let authority = Authority::new();
     let backend = Backend::with_session("id").await;
     let own = authority.issue("own", &["localhost"]);
@@ -715,10 +759,78 @@ async fn curl_speaks_http2_over_tls() {
     ]);
     curl.arg(authority.file()).args(["--json", INITIALIZE]);
     curl.arg(format!("https://localhost:{}/mcp", proxy.address.port()));
-    let output = within("curl", curl.output()).await.unwrap();
+    let output = within("curl", curl.output()).await;
+    let output = output.expect("curl is missing: run `make test`, which installs it");
     let answer = String::from_utf8_lossy(&output.stdout);
     assert!(answer.starts_with("HTTP/2 200"), "{answer} {output:?}");
     assert!(answer.contains("mcp-session-id: "), "{answer}");
+}
+
+/// Which of the ciphers `offered` the proxy takes: each is left out once it is taken.
+async fn taken(
+    proxy: &Proxy,
+    version: &str,
+    option: &str,
+    mut offered: Vec<&str>,
+) -> BTreeSet<String> {
+    let mut taken = BTreeSet::new();
+    loop {
+        let told = s_client(proxy, &[version, option, &offered.join(":")]).await;
+        let chosen = told
+            .split("Cipher is ")
+            .nth(1)
+            .unwrap_or_else(|| panic!("{told}"));
+        let chosen = chosen.lines().next().unwrap();
+        if chosen == "(NONE)" {
+            assert!(told.contains("alert handshake failure"), "{told}");
+            return taken;
+        }
+        offered.retain(|cipher| *cipher != chosen);
+        taken.insert(chosen.to_owned());
+    }
+}
+
+/// What OpenSSL's client says of a connection to `proxy`.
+async fn s_client(proxy: &Proxy, options: &[&str]) -> String {
+    let address = proxy.address.to_string();
+    openssl(&[&["s_client", "-connect", &address], options].concat()).await
+}
+
+/// What OpenSSL's command says.
+async fn openssl(arguments: &[&str]) -> String {
+    let mut openssl = tokio::process::Command::new("openssl");
+    openssl
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let output = within("openssl", openssl.output()).await;
+    let output = output.expect("openssl is missing: run `make test`, which installs it");
+    let told = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&told).into_owned()
+}
+
+/// A certificate with a key of RSA.
+async fn rsa(authority: &Authority) -> Files {
+    let files = Files {
+        certificate: authority.file().with_file_name("rsa.pem"),
+        key: authority.file().with_file_name("rsa.key"),
+    };
+    let told = openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-keyout",
+        files.key.to_str().unwrap(),
+        "-out",
+        files.certificate.to_str().unwrap(),
+    ])
+    .await;
+    assert!(files.certificate.exists(), "{told}");
+    files
 }
 
 /// What is said of a configuration, but for its file's name.
@@ -811,3 +923,12 @@ const BROKEN_KEY: &str = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KE
 
 /// The discard port: a backend that is not asked.
 const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
+
+/// All that there are (RFC 8446 B.4).
+const OF_1_3: [&str; 5] = [
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_AES_128_CCM_SHA256",
+    "TLS_AES_128_CCM_8_SHA256",
+];
