@@ -661,6 +661,18 @@ async fn a_line_tells_what_became_of_a_request_and_joins_those_of_a_session() {
     }
 }
 
+/// As a process without descriptors is, or one that cannot have the address that it is to use.
+#[tokio::test]
+async fn a_line_tells_what_the_proxy_itself_failed_in_from_what_a_backend_did() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    // RFC 5737: nobody's address.
+    let keys = "client_bind_to_ipv4: [192.0.2.1]\n";
+    let logged = Logged::start(&(route(&[backend.address]) + keys)).await;
+    let refused = post(&logged.proxy.url("/mcp")).send().await.unwrap();
+    assert_eq!(refused.status(), 502);
+    assert_eq!(logged.lines(1).await[0]["ended"], "failed");
+}
+
 #[tokio::test]
 async fn a_line_tells_who_left() {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -867,7 +879,7 @@ impl Logged {
             "  access_log: {{ format: json, path: {} }}\n",
             path.display()
         );
-        let proxy = ProxyProcess::listening(keys, &(mcp.to_owned() + &log), &[]).await;
+        let proxy = ProxyProcess::listening(keys, &(log + mcp), &[]).await;
         Self { proxy, path }
     }
 

@@ -248,8 +248,8 @@ fn ending(exchange: &Exchange, error: Option<&Error>) -> Ending {
 
 fn ending_with(error: Option<&Error>) -> Ending {
     use ErrorType::{
-        ConnectTimedout, ConnectionClosed, H2Error, ReadError, ReadTimedout, WriteError,
-        WriteTimedout,
+        BindError, ConnectTimedout, ConnectionClosed, H2Error, InternalError, ReadError,
+        ReadTimedout, SocketError, WriteError, WriteTimedout,
     };
     let Some(error) = error else {
         return Ending::Complete;
@@ -265,6 +265,8 @@ fn ending_with(error: Option<&Error>) -> Ending {
         (ErrorSource::Downstream, _) => Ending::Complete,
         (ErrorSource::Upstream, ConnectTimedout) => Ending::Limit(Limit::Connect),
         (ErrorSource::Upstream, ReadTimedout | WriteTimedout) => Ending::Limit(Limit::Silence),
+        // For want of something on this machine, as descriptors.
+        (ErrorSource::Upstream, BindError | InternalError | SocketError) => Ending::Failed,
         (ErrorSource::Upstream, _) => Ending::BackendLeft,
         (ErrorSource::Internal | ErrorSource::Unset, _) => Ending::Failed,
     }
