@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use http::Method;
 use pingora_core::services::Service;
 use pingora_mcp::host::HostPolicy;
@@ -18,10 +19,10 @@ use prometheus_parse::{Sample, Scrape, Value as MetricValue};
 use serde_json::{Value, json};
 use support::process::ProxyProcess;
 use support::redis::{KEY, Redis};
-use support::tls::Http2;
+use support::tls::{Authority, Http2};
 use support::wire::Wire;
 use support::{Backend, answer, ask, header, initialize, open_session, post, raw, route};
-use support::{unused_address, within};
+use support::{until_asked, unused_address, within};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -30,6 +31,11 @@ async fn a_request_is_counted_by_route_backend_method_status_and_era() {
     let backend = Backend::with_session("the-backends-own-id").await;
     let watched = Watched::start(&route(&[backend.address])).await;
     let id = open_session(&watched.url("/mcp")).await;
+    for (bodies, bytes) in [("request", 58.0), ("response", 36.0)] {
+        let labels = r#"route="/mcp",backend="b0""#;
+        let sample = format!("pingora_mcp_{bodies}_body_bytes_total{{{labels}}}");
+        watched.until(&sample, bytes).await;
+    }
     ask(&watched.url("/mcp"), &id).await;
     stateless(&watched.url("/mcp"), "tools/list")
         .send()
@@ -557,25 +563,140 @@ async fn counts_go_on_over_a_reload_and_begin_for_what_is_new() {
 }
 
 #[tokio::test]
-async fn what_a_limit_refuses_is_counted_by_the_limit() {
-    let backend = Backend::with_session("the-backends-own-id").await;
-    let limits = "      limits: { max_body: 16B }\n  timeouts: { header: 100ms }\n";
-    let watched = Watched::start(&(route(&[backend.address]) + limits)).await;
-    let large = post(&watched.url("/mcp")).body(" ".repeat(17));
-    assert_eq!(large.send().await.unwrap().status(), 413);
-    let mut slow = Wire::connect(watched.proxy.address).await;
-    slow.send("GET").await;
-    slow.until_closed().await;
-    for sample in [
-        r#"pingora_mcp_refusals_total{reason="body-too-large"}"#,
-        r#"pingora_mcp_limits_hit_total{limit="body"}"#,
-        r#"pingora_mcp_refusals_total{reason="request-timeout"}"#,
-        r#"pingora_mcp_limits_hit_total{limit="client_read"}"#,
-    ] {
-        watched.until(sample, 1.0).await;
-    }
-    let connections = watched.status().await["connections"].clone();
-    assert_eq!(connections["refused"]["request-timeout"], 1);
+async fn each_limit_is_counted_by_its_name_and_a_refusal_by_its_reason() {
+    let authority = Authority::new();
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let https = route(&[mute.local_addr().unwrap()]).replace("http:", "https:");
+    let tls = format!("          tls: {{ ca: {} }}\n", authority.file().display());
+    let backend = Backend::start(|request| {
+        if request.uri.path() == "/mcp/endless" {
+            let part = || Ok::<_, std::io::Error>(vec![b' '; 64 * 1024]);
+            return answer(
+                200,
+                &[],
+                Body::from_stream(futures::stream::repeat_with(part)),
+            );
+        }
+        if request.method == "GET" || request.uri.path() == "/mcp/silent" {
+            let silence = futures::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+            let kind = [("content-type", "text/event-stream")];
+            return answer(200, &kind, Body::from_stream(silence));
+        }
+        answer(200, &[("mcp-session-id", "the-backends-own-id")], "{}")
+    })
+    .await;
+    let plain = route(&[backend.address]);
+    let below = |path: &str| POST.replace("/mcp", path);
+    let of_session = GET.replace("\r\n\r\n", "\r\nMcp-Session-Id: {id}\r\n\r\n");
+    let long = POST.replace(": 2\r\n\r\n{}", ": 65537\r\n\r\n");
+
+    // The limit, the refusal's reason, the configuration, and what is sent.
+    let rows = [
+        (
+            "silence",
+            "",
+            "      timeouts: { post: 100ms }\n",
+            vec![below("/mcp/silent")],
+        ),
+        (
+            "client_read",
+            "request-timeout",
+            "  timeouts: { header: 100ms }\n",
+            vec!["GET".into()],
+        ),
+        (
+            "client_write",
+            "",
+            "  timeouts: { write: 100ms }\n",
+            vec![below("/mcp/endless")],
+        ),
+        (
+            "stream_age",
+            "",
+            "      timeouts: { max_stream_age: 100ms }\n",
+            vec![GET.into()],
+        ),
+        (
+            "sessions",
+            "sessions-full",
+            "  sessions: { capacity: 1 }\n",
+            vec![POST.into(); 2],
+        ),
+        (
+            "client_sessions",
+            "client-sessions",
+            "  sessions: { max_per_client: 1 }\n",
+            vec![POST.into(); 2],
+        ),
+        // Pipelined, so that two are in one second.
+        (
+            "client_session_rate",
+            "client-session-rate",
+            "  sessions: { max_new_per_client: 1 }\n",
+            vec![POST.repeat(9)],
+        ),
+        (
+            "connections",
+            "connections-full",
+            "  limits: { max_connections: 1 }\n",
+            vec![GET.into(); 2],
+        ),
+        (
+            "streams",
+            "streams-full",
+            "  limits: { max_streams: 1 }\n",
+            vec![GET.into(); 2],
+        ),
+        (
+            "session_streams",
+            "session-streams",
+            "  limits: { max_streams_per_session: 1 }\n",
+            vec![POST.into(), of_session.clone(), of_session],
+        ),
+        (
+            "header",
+            "header-too-large",
+            "  limits: { max_headers: 2 }\n",
+            vec![POST.into()],
+        ),
+        (
+            "body",
+            "body-too-large",
+            "      limits: { max_body: 1B }\n",
+            vec![POST.into()],
+        ),
+        (
+            "message",
+            "message-too-large",
+            "      tools: { deny: [add] }\n",
+            vec![long],
+        ),
+        (
+            "backend",
+            "backend-full",
+            "      limits: { max_requests_per_backend: 1 }\n",
+            vec![GET.into(); 2],
+        ),
+        (
+            "connect",
+            "backend-unreachable",
+            "      timeouts: { connect: 100ms }\n",
+            vec![POST.into()],
+        ),
+    ];
+    let counted = rows.map(|(limit, reason, keys, requests)| {
+        let mcp = match limit {
+            "connect" => format!("{https}{tls}{keys}"),
+            _ => format!("{plain}{keys}"),
+        };
+        async move {
+            hit(&mcp, requests, limit, reason).await;
+            limit.to_owned()
+        }
+    });
+    let counted = futures::future::join_all(counted).await;
+    let counted: BTreeSet<_> = counted.into_iter().collect();
+    assert_eq!(counted, documented_limits());
 }
 
 #[tokio::test]
@@ -659,6 +780,25 @@ async fn a_line_tells_what_became_of_a_request_and_joins_those_of_a_session() {
     for hidden in ["s3cret", &id, "the-backends-own-id"] {
         assert!(!log.contains(hidden), "{log}");
     }
+}
+
+#[tokio::test]
+async fn a_line_tells_by_whom_a_session_ended() {
+    let backend = Backend::start(|request| {
+        let is_lost = request.uri.path() == "/mcp/lost";
+        let headers = [("mcp-session-id", "the-backends-own-id")];
+        answer(if is_lost { 404 } else { 200 }, &headers, "{}")
+    })
+    .await;
+    let logged = Logged::start(&route(&[backend.address])).await;
+    let (url, lost) = (logged.proxy.url("/mcp"), logged.proxy.url("/mcp/lost"));
+    let id = open_session(&url).await;
+    let delete = reqwest::Client::new().delete(&url);
+    delete.header("mcp-session-id", &id).send().await.unwrap();
+    ask(&lost, &open_session(&url).await).await;
+    let lines = logged.lines(4).await;
+    let outcomes: Vec<_> = lines.iter().map(|line| &line["outcome"]).collect();
+    assert_eq!(outcomes, ["opened", "ended", "opened", "lost"]);
 }
 
 /// As a process without descriptors is, or one that cannot have the address that it is to use.
@@ -938,7 +1078,7 @@ impl Watched {
         let backend = Backend::start(|request| {
             if request.header("x-slow").is_some() {
                 let never = futures::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
-                return answer(200, &[], axum::body::Body::from_stream(never));
+                return answer(200, &[], Body::from_stream(never));
             }
             let headers = [
                 ("mcp-session-id", "backend-s3cret"),
@@ -1109,6 +1249,58 @@ fn keys(value: &Value) -> Value {
     }
 }
 
+/// A proxy with `mcp` counts `limit` and no other, and a refusal for `reason` if there is one, once
+/// `requests` are sent, each on a connection of its own when the one before is answered. Where a limit
+/// of time ends an answer, a slow machine may not have got one, and be refused.
+async fn hit(mcp: &str, requests: Vec<String>, limit: &str, reason: &str) {
+    let watched = Watched::start(mcp).await;
+    let mut clients = Vec::new();
+    let mut id = String::new();
+    for request in requests {
+        let mut client = Wire::connect(watched.proxy.address).await;
+        client.send(&request.replace("{id}", &id)).await;
+        let told = client.receive("\r\n\r\n").await.to_lowercase();
+        if let Some((_, rest)) = told.split_once("mcp-session-id: ") {
+            id = rest[..32].to_owned();
+        }
+        clients.push(client);
+    }
+    let reason = (!reason.is_empty()).then_some(reason);
+    let counted = async || {
+        let samples = parse(&watched.scrape().await).samples;
+        let label = |metric: &str, label: &str| -> Vec<String> {
+            let samples = samples.iter().filter(|sample| sample.metric == metric);
+            samples.map(|sample| sample.labels[label].clone()).collect()
+        };
+        let refused = label("pingora_mcp_refusals_total", "reason");
+        label("pingora_mcp_limits_hit_total", "limit") == [limit]
+            && reason.is_none_or(|reason| refused == [reason])
+    };
+    until_asked(limit, counted).await;
+    if let ("client_read" | "connections", Some(reason)) = (limit, reason) {
+        let status = watched.status().await;
+        assert_eq!(status["connections"]["refused"][reason], 1);
+    }
+}
+
+/// The values of the label `limit`, of the table in `docs/metrics.md`.
+fn documented_limits() -> BTreeSet<String> {
+    let text = std::fs::read_to_string("docs/metrics.md").unwrap();
+    let row = text.lines().find(|line| line.starts_with("| `limit` |"));
+    let clauses = row.unwrap().split('|').nth(2).unwrap().split(';');
+    // Each says what its names stand for.
+    let names = clauses.flat_map(|clause| {
+        clause
+            .split(':')
+            .next()
+            .unwrap()
+            .split('`')
+            .skip(1)
+            .step_by(2)
+    });
+    names.map(str::to_owned).collect()
+}
+
 /// All queries of a dashboard, those of its variables included.
 fn queries(value: &Value) -> Vec<String> {
     match value {
@@ -1128,3 +1320,6 @@ const GET: &str = "GET /mcp HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-st
 
 const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
                       Transfer-Encoding: chunked\r\n\r\n";
+
+const POST: &str = "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+                    Content-Length: 2\r\n\r\n{}";
