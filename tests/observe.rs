@@ -281,36 +281,56 @@ async fn the_metrics_are_those_of_the_documentation_with_their_types_and_labels(
 }
 
 #[test]
-fn the_dashboard_asks_only_for_metrics_that_exist() {
-    let mut names: BTreeSet<String> = BTreeSet::new();
-    let mut labels = BTreeSet::from(["le", "instance"].map(str::to_owned));
-    for (name, (kind, own)) in documented_metrics() {
-        if kind == "histogram" {
-            names.extend(["_bucket", "_count", "_sum"].map(|part| format!("{name}{part}")));
-        } else {
-            names.insert(name);
-        }
-        labels.extend(own);
+fn the_dashboard_and_the_alerts_ask_for_each_metric_by_labels_that_it_has() {
+    let mut metrics = documented_metrics();
+    // What Prometheus adds.
+    for (_, labels) in metrics.values_mut() {
+        labels.insert("instance".to_owned());
     }
-    let dashboard = std::fs::read_to_string("docs/grafana/pingora-mcp.json").unwrap();
-    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
-    let mut asked = BTreeSet::new();
-    for query in queries(&dashboard) {
-        let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
-        for word in words.filter(|word| word.contains("mcp_") && !labels.contains(*word)) {
-            assert!(names.contains(word), "{word} of {query}");
-            asked.insert(word.to_owned());
-        }
-        for (_, rest) in query
-            .match_indices("by (")
-            .map(|(at, _)| query.split_at(at + 4))
-        {
-            for label in rest.split(')').next().unwrap().split(',') {
-                assert!(labels.contains(label.trim()), "{label} of {query}");
+    let mut shown = BTreeSet::new();
+    let alerts = documented_alerts().into_iter();
+    let alerts = alerts.map(|query| (query, String::new()));
+    let variables = dashboard_variables().into_iter();
+    let variables = variables.map(|query| (query, String::new()));
+    let targets = dashboard_targets();
+    let count = targets.len();
+    let all = targets.into_iter().chain(variables).chain(alerts);
+    for (position, (query, legend)) in all.enumerate() {
+        // What stands in quotes is a value.
+        let plain: String = query.split('"').step_by(2).collect();
+        let grouping = grouping(&plain);
+        let asked = asked(&plain);
+        assert!(!asked.is_empty(), "{query}");
+        for (name, selected) in asked {
+            let parts = ["_bucket", "_count", "_sum"].into_iter();
+            let mut families = parts.filter_map(|part| name.strip_suffix(part));
+            let family = families.find(|family| {
+                metrics
+                    .get(*family)
+                    .is_some_and(|(kind, _)| kind == "histogram")
+            });
+            let family = family.unwrap_or(name);
+            let Some((kind, labels)) = metrics.get(family) else {
+                panic!("{name} of {query}");
+            };
+            assert_eq!(kind == "histogram", family != name, "{name} of {query}");
+            for label in selected.iter().chain(&grouping) {
+                let is_bucket = *label == "le" && name.ends_with("_bucket");
+                assert!(
+                    is_bucket || labels.contains(*label),
+                    "{label} of {name} in {query}"
+                );
+            }
+            if position < count {
+                shown.insert(family.to_owned());
             }
         }
+        for label in legend.split("{{").skip(1) {
+            let label = label.split("}}").next().unwrap().trim();
+            assert!(grouping.contains(&label), "{label} of {legend}, of {query}");
+        }
     }
-    assert!(asked.len() > 10, "{asked:?}");
+    assert_eq!(shown, metrics.into_keys().collect());
 }
 
 #[tokio::test]
@@ -1301,17 +1321,84 @@ fn documented_limits() -> BTreeSet<String> {
     names.map(str::to_owned).collect()
 }
 
-/// All queries of a dashboard, those of its variables included.
-fn queries(value: &Value) -> Vec<String> {
-    match value {
-        Value::Object(fields) => {
-            let own = ["expr", "query", "definition"].iter();
-            let own = own.filter_map(|key| fields.get(*key)?.as_str().map(str::to_owned));
-            own.chain(fields.values().flat_map(queries)).collect()
+/// The expressions of the table in `docs/operations.md`.
+fn documented_alerts() -> Vec<String> {
+    let text = std::fs::read_to_string("docs/operations.md").unwrap();
+    let (_, table) = text.split_once("What to be woken by:").unwrap();
+    let (table, _) = table.split_once("\n### ").unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let alerts = rows.map(|row| row.split('`').next().unwrap().replace("\\|", "|"));
+    let alerts: Vec<_> = alerts.collect();
+    assert!(alerts.len() > 5, "{alerts:?}");
+    alerts
+}
+
+fn dashboard() -> Value {
+    let dashboard = std::fs::read_to_string("docs/grafana/pingora-mcp.json").unwrap();
+    serde_json::from_str(&dashboard).unwrap()
+}
+
+/// The queries of the dashboard's panels, each with its legend.
+fn dashboard_targets() -> Vec<(String, String)> {
+    let dashboard = dashboard();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels
+        .filter_map(|panel| panel["targets"].as_array())
+        .flatten();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    targets
+        .map(|target| (text(&target["expr"]), text(&target["legendFormat"])))
+        .collect()
+}
+
+/// The queries of its variables.
+fn dashboard_variables() -> Vec<String> {
+    let dashboard = dashboard();
+    let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
+    let queries = variables.filter_map(|variable| variable["query"]["query"].as_str());
+    queries.map(str::to_owned).collect()
+}
+
+/// The metrics of a query without its quoted values, each with the labels that it is selected by.
+fn asked(query: &str) -> Vec<(&str, Vec<&str>)> {
+    let is_of_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let mut asked = Vec::new();
+    let mut rest = query;
+    while let Some(start) = rest.find(is_of_name) {
+        let word = &rest[start..];
+        let (name, after) = word.split_at(
+            word.find(|letter| !is_of_name(letter))
+                .unwrap_or(word.len()),
+        );
+        let selector = after
+            .strip_prefix('{')
+            .and_then(|after| after.split_once('}'));
+        let (selector, after) = selector.unwrap_or(("", after));
+        if name.starts_with("pingora_mcp_") || name.starts_with("mcp_server_") {
+            let labels = selector.split(',').filter(|matcher| !matcher.is_empty());
+            asked.push((
+                name,
+                labels
+                    .map(|matcher| matcher.split(['=', '!']).next().unwrap())
+                    .collect(),
+            ));
         }
-        Value::Array(entries) => entries.iter().flat_map(queries).collect(),
-        _ => Vec::new(),
+        rest = after;
     }
+    asked
+}
+
+/// The labels that a query without its quoted values groups by, or lists the values of.
+fn grouping(query: &str) -> Vec<&str> {
+    let lists = ["by (", "without ("].into_iter();
+    let lists = lists.flat_map(|word| query.split(word).skip(1));
+    let lists = lists.map(|rest| rest.split(')').next().unwrap());
+    let listed = query.strip_prefix("label_values(");
+    let listed = listed.and_then(|rest| rest.trim_end_matches(')').split_once(','));
+    let lists = lists.chain(listed.map(|(_, label)| label));
+    lists
+        .flat_map(|list| list.split(',').map(str::trim))
+        .collect()
 }
 
 const PAGES: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/status"];
