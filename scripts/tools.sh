@@ -2,7 +2,7 @@
 # Makes the tools available that a machine with only rustup, a C compiler and make lacks.
 #
 #   scripts/tools.sh build    cmake, for the zlib-ng that Pingora compiles
-#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, openssl, curl, ip,
+#   scripts/tools.sh test     the same, node with npm, the packages of the tests that use it, Chromium, Redis, openssl, curl, promtool, ip,
 #                           and cargo-deny
 #   scripts/tools.sh fuzz     cmake and cargo-fuzz
 #   scripts/tools.sh bench    cmake, and valgrind where it can be had: what is counted with it is else skipped
@@ -39,6 +39,7 @@ main() {
       redis_server
       openssl_tool
       curl_tool
+      promtool_tool
       ip_tool
       ;;
     interop)
@@ -194,6 +195,20 @@ curl_fits() {
   local version
   version=$(curl --version 2>/dev/null) && [[ "$version" == *HTTP2* ]] || return
   version=${version#curl } && at_least "${version%% *}" "$CURL_AT_LEAST"
+}
+
+# Of Prometheus itself, which Debian's package would start.
+promtool_tool() {
+  command -v promtool >/dev/null && return
+  if command -v apt-get >/dev/null; then
+    say "unpacking prometheus into target/tools"
+    mkdir -p "$TOOLS/bin"
+    unpacked_debian prometheus "$TOOLS/prometheus" && ln -sf ../prometheus/usr/bin/promtool "$TOOLS/bin/promtool"
+  else
+    from_system "" golang-github-prometheus prometheus prometheus
+  fi
+  promtool --version >/dev/null 2>&1 && return
+  stop "promtool is needed: install Prometheus with your package manager (the package is called prometheus)"
 }
 
 # There is none for many a system.

@@ -280,6 +280,39 @@ async fn the_metrics_are_those_of_the_documentation_with_their_types_and_labels(
     assert_eq!(found, documented_metrics());
 }
 
+#[tokio::test]
+async fn prometheus_takes_what_is_scraped_and_finds_no_fault_with_its_names() {
+    let scrape = Watched::busy().await.scrape().await;
+    let file = support::process::scratch_file("metrics");
+    std::fs::write(&file, scrape).unwrap();
+    let mut promtool = Command::new("promtool");
+    promtool.stdin(std::fs::File::open(&file).unwrap());
+    promtool.args(["check", "metrics"]);
+    assert_eq!(told(&mut promtool), "");
+    std::fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn prometheus_understands_each_query_of_the_dashboard_and_each_alert() {
+    let queries = dashboard_targets().into_iter().map(|(query, _)| query);
+    // In Grafana's place.
+    let queries = queries.map(|query| query.replace("$__rate_interval", "1m"));
+    let queries = queries.map(|query| query.replace("$__range", "1h"));
+    let mut rules = Vec::new();
+    for query in queries.chain(documented_alerts()) {
+        rules.push(json!({ "record": format!("query:{}", rules.len()), "expr": query }));
+    }
+    let file = support::process::scratch_file("yaml");
+    let groups = json!({ "groups": [{ "name": "all", "rules": rules }] });
+    std::fs::write(&file, groups.to_string()).unwrap();
+    let told = told(Command::new("promtool").args(["check", "rules"]).arg(&file));
+    assert!(
+        told.contains(&format!("SUCCESS: {} rules found", rules.len())),
+        "{told}"
+    );
+    std::fs::remove_file(file).unwrap();
+}
+
 #[test]
 fn the_dashboard_and_the_alerts_ask_for_each_metric_by_labels_that_it_has() {
     let mut metrics = documented_metrics();
@@ -1399,6 +1432,16 @@ fn grouping(query: &str) -> Vec<&str> {
     lists
         .flat_map(|list| list.split(',').map(str::trim))
         .collect()
+}
+
+/// What `promtool` says, content.
+fn told(promtool: &mut Command) -> String {
+    let output = promtool.output();
+    let output = output.expect("promtool is missing: run `make test`, which gets it");
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(output.status.success(), "{told}");
+    told
 }
 
 const PAGES: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/status"];
