@@ -63,7 +63,7 @@ fuzz: tools-fuzz ## Fuzz what reads headers, messages and the configuration (FUZ
 	done
 
 # Not in `make test`: it needs packages from PyPI that nothing else does.
-chart: tools-chart ## Render the Helm chart, and check it and the configurations in deploy/
+chart: tools-chart ## Render the Helm chart, and check it and what else is in deploy/
 	cargo build --locked --bins --example self_signed
 	python-chart tests/chart/check.py
 

@@ -1,9 +1,11 @@
 """Renders the chart with each of its ci/ values and checks what comes out: each object by Kubernetes's own
-schemas, the configuration by the proxy itself. So too the configuration in deploy/compose.yaml.
+schemas, the configuration by the proxy itself. So too the configuration in deploy/compose.yaml, and, where there is
+systemd, its unit.
 """
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ import yaml
 
 CHART = Path("deploy/helm/pingora-mcp")
 COMPOSE = Path("deploy/compose.yaml")
+UNIT = Path("deploy/pingora-mcp.service")
 PROGRAMS = Path(os.environ.get("CARGO_TARGET_DIR", "target"), "debug")
 
 # The oldest that Chart.yaml allows, and the newest that there is a schema of.
@@ -33,6 +36,7 @@ def main() -> None:
         refuses_typos(chart)
         proxy = yaml.safe_load(COMPOSE.read_text())["configs"]["proxy"]["content"]
         check_configuration(COMPOSE, proxy.replace("$$", "$"), folder)
+        check_unit(folder)
 
 
 def check_chart(chart: helm_python.Chart, file: Path, folder: Path) -> None:
@@ -71,6 +75,19 @@ def check_configuration(source: Path, text: str, folder: Path) -> None:
     checked = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     if checked.returncode != 0:
         sys.exit(f"{source}: {checked.stderr}\n{text}")
+
+
+def check_unit(folder: Path) -> None:
+    """By systemd, which only warns of most mistakes, with the program that is here."""
+    if not shutil.which("systemd-analyze"):
+        print(f"{UNIT}: not checked, as there is no systemd")
+        return
+    path = folder / UNIT.name
+    path.write_text(UNIT.read_text().replace("/usr/local/bin", str(PROGRAMS.absolute())))
+    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True)
+    if checked.returncode != 0 or checked.stderr:
+        sys.exit(f"{UNIT}: {checked.stderr}")
+    print(f"{UNIT}: as systemd has it")
 
 
 def make_certificate(folder: Path) -> None:
