@@ -92,11 +92,23 @@ impl From<Config> for Rules {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     file: String,
-    /// Line and column, from 1. `None` where the file could not be read.
+    /// Line and column, from 1. `None` where it is not the text that is wrong.
     position: Option<(u64, u64)>,
     /// The key's path, such as `mcp.routes[0].path`; empty at the document's root.
     path: String,
     problem: String,
+}
+
+impl ConfigError {
+    /// Of a value that is well formed and cannot be used where the process runs.
+    pub(crate) fn of_key(file: &str, key: &str, problem: String) -> Self {
+        Self {
+            file: file.to_owned(),
+            position: None,
+            path: key.to_owned(),
+            problem,
+        }
+    }
 }
 
 impl fmt::Display for ConfigError {

@@ -62,6 +62,7 @@ pub mod rules;
 pub mod server;
 pub mod session;
 pub mod setting;
+pub mod start;
 pub mod stream_watch;
 pub mod streams;
 pub mod tls;

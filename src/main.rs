@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use mimalloc::MiMalloc;
 use pingora_core::server::configuration::Opt;
 use pingora_mcp::config::Settings;
-use pingora_mcp::server;
+use pingora_mcp::{server, start};
 
 /// It takes a tenth less of the processor than the system's, and less memory once streams have come and
 /// gone.
@@ -30,7 +30,9 @@ fn main() -> ExitCode {
         eprintln!("no configuration: name its file with -c FILE; --help says more");
         return ExitCode::from(EX_USAGE);
     };
-    let settings = match Settings::load(path) {
+    let checked = Settings::load(path)
+        .and_then(|settings| start::check(&options, &settings).map(|()| settings));
+    let settings = match checked {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("{error}");
@@ -57,7 +59,9 @@ fn parse_command_line() -> CommandLine {
             arg.value_name("FILE").help("The configuration file")
         })
         .mut_arg("test", |arg| {
-            arg.help("Check the whole configuration file and exit")
+            arg.help(
+                "Check the whole configuration file, with -d and -u for such a start, and exit",
+            )
         })
         .mut_arg("daemon", |arg| arg.help("Run in the background"))
         .mut_arg("upgrade", |arg| {
@@ -76,8 +80,8 @@ Examples:
 Signals: SIGHUP reads the configuration again, SIGTERM ends after the requests under way, SIGINT at
 once, SIGQUIT hands the listening sockets over to a new process that was started with -u.
 
-Exit codes: 0 success, 1 an address cannot be listened on or the access log not be written, 2 an
-unknown option, 64 a bad configuration or none.";
+Exit codes: 0 success, 1 an address cannot be listened on, 2 an unknown option, 64 a bad configuration
+or none.";
 
 /// sysexits.h: the command was used wrongly.
 const EX_USAGE: u8 = 64;

@@ -32,7 +32,8 @@ use crate::stream_watch::StreamWatch;
 use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 
 /// Runs the proxy until a signal ends it. `options` are Pingora's own; the configuration file that
-/// they name is the one that `settings` have been read from, and is read again on SIGHUP.
+/// they name is the one that `settings` have been read from, and is read again on SIGHUP. In the
+/// background, what [`start::check`](crate::start::check) finds is a panic.
 ///
 /// # Errors
 /// An address cannot be listened on, or the access log not be written.
@@ -237,7 +238,7 @@ pub enum StartError {
         cause: io::Error,
     },
     /// The access log's file cannot be opened.
-    #[error("the access log cannot be written: {0}")]
+    #[error("mcp.access_log.path: cannot be opened: {0}")]
     AccessLog(io::Error),
     /// The metrics cannot be made.
     #[error("no metrics: {0}")]

@@ -33,6 +33,7 @@ const LAYERS: &[&str] = &[
     "drain",
     "observe",
     "config",
+    "start",
     "connections",
     "proxy",
     "reload",

@@ -1045,10 +1045,10 @@ async fn a_log_that_cannot_be_opened_keeps_the_proxy_from_its_start() {
     std::fs::write(&path, minimal + log).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
     let ended = command.args(["-c", &path]).output().unwrap();
-    assert_eq!(ended.status.code(), Some(1));
+    assert_eq!(ended.status.code(), Some(64));
     let told = String::from_utf8_lossy(&ended.stderr);
     assert!(
-        told.contains("the access log cannot be written: "),
+        told.contains("mcp.access_log.path: cannot be written: "),
         "{told}"
     );
 }

@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
 
-use support::process::{Program, scratch_file};
+use support::process::{Program, binary, scratch_file};
 use support::{Backend, route, unused_address, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -49,6 +51,63 @@ async fn an_address_in_use_is_told_and_keeps_it_from_its_start() {
     }
 }
 
+#[tokio::test]
+async fn what_a_start_cannot_use_is_told_by_it_and_by_the_check_alike() {
+    let folder = Folder::new();
+    folder.write("file", "");
+    let path = |name: &str| folder.0.join(name).display().to_string();
+    let (file, below_file, missing) = (path("file"), path("file/file"), path("missing/file"));
+    let (long, access_log) = (path(&"a".repeat(100)), "mcp.access_log.path");
+    let folder_itself = folder.0.display().to_string();
+    for (option, key, path, told) in [
+        ("-d", "pid_file", &missing, "cannot be written"),
+        ("-d", "pid_file", &folder_itself, "not a plain file"),
+        ("-d", "error_log", &missing, "cannot be written"),
+        ("-d", "error_log", &folder_itself, "a directory"),
+        ("-d", "error_log", &below_file, "cannot be written"),
+        ("-d", "user", &missing, "no such user"),
+        ("-d", "group", &missing, "no such group"),
+        ("-u", "upgrade_sock", &missing, "cannot be written"),
+        ("-u", "upgrade_sock", &folder_itself, "not a socket"),
+        ("-u", "upgrade_sock", &file, "not a socket"),
+        ("-u", "upgrade_sock", &long, "no socket's address"),
+        ("", "upgrade_sock", &long, "no socket's address"),
+        ("", access_log, &missing, "cannot be written"),
+        ("", access_log, &folder_itself, "a directory"),
+    ] {
+        let mcp = document(&[unused_address()]) + &route(&[unused_address()]);
+        let yaml = match key == access_log {
+            true => format!("{mcp}  access_log: {{ format: text, path: {path} }}\n"),
+            false => format!("{key}: {path}\n{mcp}"),
+        };
+        folder.write("edge.yaml", &yaml);
+        let before = folder.names();
+        for check in [None, Some("-t")] {
+            let mut command = Command::new(binary());
+            command.current_dir(&folder.0).args(check);
+            command.args(option.split_whitespace());
+            let mut program = Program::start(command.args(["-c", "edge.yaml"]));
+            assert_eq!(program.ended().await, Some(64), "{key}: {}", program.log());
+            let (log, told) = (program.log(), format!("edge.yaml: {key}: {told}: "));
+            assert!(log.starts_with(&told), "{log}");
+            assert_eq!(log.lines().count(), 1, "{log}");
+        }
+        assert_eq!(folder.names(), before, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn what_only_the_background_needs_keeps_nothing_from_the_foreground() {
+    let folder = Folder::new();
+    let keys = "user: no-such-user\ngroup: no-such-group\npid_file: no/pid\nerror_log: no/log\n";
+    let yaml = document(&[unused_address()]) + &route(&[unused_address()]);
+    folder.write("edge.yaml", &(keys.to_owned() + &yaml));
+    let mut command = Command::new(binary());
+    command.args(["-t", "-c", "edge.yaml"]);
+    let mut check = Program::start(command.current_dir(&folder.0));
+    assert_eq!(check.ended().await, Some(0));
+}
+
 /// The first connection that `address` takes.
 async fn connected(address: SocketAddr) -> TcpStream {
     loop {
@@ -63,14 +122,47 @@ async fn connected(address: SocketAddr) -> TcpStream {
 /// The built binary on `addresses`, which it may not listen on yet, and the file of its
 /// configuration.
 fn start(addresses: &[SocketAddr], mcp: &str) -> (Program, PathBuf) {
+    let file = scratch_file("yaml");
+    std::fs::write(&file, document(addresses) + mcp).unwrap();
+    (
+        Program::start(Command::new(binary()).arg("-c").arg(&file)),
+        file,
+    )
+}
+
+/// A configuration with `addresses` and no routes.
+fn document(addresses: &[SocketAddr]) -> String {
     let mut yaml = String::from("mcp:\n  listeners:\n");
     for address in addresses {
         yaml += &format!("    - address: {address}\n");
     }
-    let file = scratch_file("yaml");
-    std::fs::write(&file, yaml + mcp).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pingora-mcp"));
-    (Program::start(command.arg("-c").arg(&file)), file)
+    yaml
+}
+
+/// A folder of a test's own, until it is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = scratch_file("start");
+        std::fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).unwrap();
+    }
+
+    fn names(&self) -> BTreeSet<OsString> {
+        let entries = std::fs::read_dir(&self.0).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 const REQUEST: &str = "OPTIONS /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";

@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -38,6 +38,14 @@ pub struct AccessLogSettings {
     pub path: Option<LogPath>,
     /// What the sessions' hashes depend on; `None` is another key at each start.
     pub key: Option<LogKey>,
+}
+
+impl AccessLogSettings {
+    /// The file, where there is a log that goes to one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        let path = self.path.as_ref().filter(|_| self.format != Format::None)?;
+        Some(&path.0)
+    }
 }
 
 /// What a line of the access log looks like.

@@ -304,7 +304,7 @@ pub fn listen_again(address: &str) -> TcpListener {
 
 /// The built binary, or the one that `PINGORA_MCP` names: that of a release, whose memory and pace
 /// are others.
-fn binary() -> OsString {
+pub fn binary() -> OsString {
     let built = env!("CARGO_BIN_EXE_pingora-mcp");
     std::env::var_os("PINGORA_MCP").unwrap_or_else(|| built.into())
 }
