@@ -28,12 +28,13 @@ use crate::session::{
     MemoryStore, RedisSettings, SessionSettings, SessionStore, SharedStore, StoreSettings,
 };
 use crate::setting::Most;
+use crate::start;
 use crate::stream_watch::StreamWatch;
 use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 
 /// Runs the proxy until a signal ends it. `options` are Pingora's own; the configuration file that
 /// they name is the one that `settings` have been read from, and is read again on SIGHUP. In the
-/// background, what [`start::check`](crate::start::check) finds is a panic.
+/// background, what [`start::check`](start::check) finds is a panic.
 ///
 /// # Errors
 /// An address cannot be listened on, or the access log not be written.
@@ -46,6 +47,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let access_log = AccessLog::open(mcp.access_log.clone()).map_err(StartError::AccessLog)?;
     let settings = mcp.drain;
     let fixed = Fixed::of(&server, &mcp);
+    start::stay(&mut server);
     // One thread has nobody to take work from. On a runtime that does not try, a request costs it a
     // seventh less.
     server.work_stealing &= server.threads > 1;

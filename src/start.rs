@@ -8,7 +8,7 @@ use std::os::unix::net::SocketAddr;
 use std::path::Path;
 
 use nix::unistd::{AccessFlags, Group, User, access, getegid, geteuid};
-use pingora_core::server::configuration::Opt;
+use pingora_core::server::configuration::{Opt, ServerConf};
 
 use crate::config::{ConfigError, Settings};
 
@@ -45,6 +45,12 @@ pub fn check(options: &Opt, settings: &Settings) -> Result<(), ConfigError> {
         group(name).map_err(of("group"))?;
     }
     Ok(())
+}
+
+/// Has Pingora leave a process in the background where it was started, so that what the configuration
+/// file names is there when it is read again.
+pub(crate) fn stay(server: &mut ServerConf) {
+    server.working_directory = std::env::current_dir().ok();
 }
 
 /// Whether a file at `path` gives `access` to it, or can be made where there is none.

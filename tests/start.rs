@@ -3,13 +3,16 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::process::{Program, binary, scratch_file};
-use support::{Backend, route, unused_address, within};
+use support::tls::{Authority, Files};
+use support::{Backend, route, until, unused_address, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -108,6 +111,30 @@ async fn what_only_the_background_needs_keeps_nothing_from_the_foreground() {
     assert_eq!(check.ended().await, Some(0));
 }
 
+#[tokio::test]
+async fn in_the_background_a_relative_path_stays_below_the_folder_of_the_start() {
+    let folder = Folder::new();
+    let authority = Authority::new();
+    let Files { certificate, key } = authority.issue("server", &["localhost"]);
+    std::fs::copy(certificate, folder.0.join("certificate.pem")).unwrap();
+    std::fs::copy(key, folder.0.join("key.pem")).unwrap();
+    let admin = unused_address();
+    let keys = "error_log: error.log\nupgrade_sock: upgrade.sock\n";
+    let tls = "      tls: { certificates: [{ certificate: certificate.pem, key: key.pem }] }\n";
+    let more = format!(
+        "  admin: {{ address: {admin} }}\n  access_log: {{ format: text, path: access.log }}\n"
+    );
+    let mcp = document(&[unused_address()]) + tls + &route(&[unused_address()]) + &more;
+    let _daemon = Daemon::start(&folder, &(keys.to_owned() + &mcp)).await;
+    let reload = reqwest::Client::new().post(format!("http://{admin}/reload"));
+    let reloaded = within("an answer", reload.send()).await.unwrap();
+    let said = reloaded.text().await.unwrap();
+    assert_eq!(said.trim(), r#"{"restart":[]}"#);
+    for name in ["pid", "error.log", "access.log"] {
+        assert!(folder.names().contains(OsStr::new(name)), "{name}");
+    }
+}
+
 /// The first connection that `address` takes.
 async fn connected(address: SocketAddr) -> TcpStream {
     loop {
@@ -162,6 +189,36 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The built binary in the background, until it is dropped.
+struct Daemon(Pid);
+
+impl Daemon {
+    /// Started in `folder` with `yaml` and a pid file there.
+    async fn start(folder: &Folder, yaml: &str) -> Self {
+        folder.write("edge.yaml", &format!("pid_file: pid\n{yaml}"));
+        let mut command = Command::new(binary());
+        command.args(["-d", "-c", "edge.yaml"]);
+        let mut program = Program::start(command.current_dir(&folder.0));
+        assert_eq!(program.ended().await, Some(0), "{}", program.log());
+        let pid = || {
+            std::fs::read_to_string(folder.0.join("pid"))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
+        };
+        until("a process in the pid file", || pid().is_some()).await;
+        Self(Pid::from_raw(pid().unwrap()))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It fails only where the process has ended by itself.
+        let _ = kill(self.0, Signal::SIGKILL);
     }
 }
 
