@@ -259,8 +259,6 @@ impl TryFrom<String> for TopLevelKey {
             "max_retries" => Ok(Self::MaxRetries),
             "threads" | "listener_tasks_per_fd" => Ok(Self::Count),
             "max_blocking_threads"
-            | "daemon_ready_timeout_seconds"
-            | "daemon_notify_timeout_seconds"
             | "runtime_metrics_poll_time_histogram_buckets"
             | "runtime_metrics_poll_time_histogram_resolution_micros" => Ok(Self::OptionalCount),
             "client_bind_to_ipv4" => Ok(Self::Ipv4),
@@ -268,6 +266,11 @@ impl TryFrom<String> for TopLevelKey {
             "grace_period_seconds" | "graceful_shutdown_timeout_seconds" => {
                 Err("not used by this proxy: expected 'mcp.drain.deadline' in its place")
             }
+            "daemon_wait_for_ready"
+            | "daemon_ready_timeout_seconds"
+            | "daemon_notify_timeout_seconds" => Err(
+                "not used by this proxy: expected none, as it listens before it goes to the background",
+            ),
             "working_directory" => {
                 Err("not used by this proxy: expected a start in that directory in its place")
             }
