@@ -47,7 +47,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let access_log = AccessLog::open(mcp.access_log.clone()).map_err(StartError::AccessLog)?;
     let settings = mcp.drain;
     let fixed = Fixed::of(&server, &mcp);
-    start::stay(&mut server);
+    start::complete(&mut server);
     // One thread has nobody to take work from. On a runtime that does not try, a request costs it a
     // seventh less.
     server.work_stealing &= server.threads > 1;

@@ -39,7 +39,10 @@ pub fn check(options: &Opt, settings: &Settings) -> Result<(), ConfigError> {
         writable(Path::new(path), both).map_err(of("error_log"))?;
     }
     if let Some(name) = &server.user {
-        user(name).map_err(of("user"))?;
+        let user = user(name).map_err(of("user"))?;
+        if server.group.is_none() {
+            own_group(&user).map_err(of("group"))?;
+        }
     }
     if let Some(name) = &server.group {
         group(name).map_err(of("group"))?;
@@ -47,10 +50,13 @@ pub fn check(options: &Opt, settings: &Settings) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Has Pingora leave a process in the background where it was started, so that what the configuration
-/// file names is there when it is read again.
-pub(crate) fn stay(server: &mut ServerConf) {
+/// Has a process in the background stay where it was started, so that what the configuration file names
+/// is there when it is read again, and leave the group that it has together with the user.
+pub(crate) fn complete(server: &mut ServerConf) {
     server.working_directory = std::env::current_dir().ok();
+    if let (Some(name), None) = (&server.user, &server.group) {
+        server.group = user(name).and_then(|user| own_group(&user)).ok();
+    }
 }
 
 /// Whether a file at `path` gives `access` to it, or can be made where there is none.
@@ -108,6 +114,14 @@ fn user(name: &str) -> Result<User, String> {
         return Err("another user than the present one: expected a start as root".to_owned());
     }
     Ok(user)
+}
+
+/// The name of the group that `user` has without any other.
+fn own_group(user: &User) -> Result<String, String> {
+    let found = Group::from_gid(user.gid).map_err(not_looked_up)?;
+    let own = found.ok_or("none, and the user's own has no name: expected the name of one")?;
+    group(&own.name)?;
+    Ok(own.name)
 }
 
 fn group(name: &str) -> Result<(), String> {

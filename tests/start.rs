@@ -5,11 +5,12 @@ mod support;
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, User, geteuid};
 use support::process::{Program, binary, scratch_file};
 use support::tls::{Authority, Files};
 use support::{Backend, route, until, unused_address, within};
@@ -133,6 +134,28 @@ async fn in_the_background_a_relative_path_stays_below_the_folder_of_the_start()
     for name in ["pid", "error.log", "access.log"] {
         assert!(folder.names().contains(OsStr::new(name)), "{name}");
     }
+}
+
+#[tokio::test]
+#[cfg_attr(not(target_os = "linux"), ignore = "there is no /proc")]
+async fn in_the_background_a_user_without_a_group_has_its_own() {
+    // None but root may become another.
+    let user = match geteuid().is_root() {
+        true => User::from_name("nobody"),
+        false => User::from_uid(geteuid()),
+    };
+    let user = user.unwrap().expect("there is such a user");
+    let folder = Folder::new();
+    let yaml = document(&[unused_address()]) + &route(&[unused_address()]);
+    let daemon = Daemon::start(&folder, &format!("user: {}\n{yaml}", user.name)).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.0)).unwrap();
+    for (key, own) in [("Uid:", user.uid.as_raw()), ("Gid:", user.gid.as_raw())] {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        let mut ids = line.unwrap().split_whitespace();
+        assert!(ids.all(|id| id == own.to_string()), "{status}");
+    }
+    let owned = std::fs::metadata(folder.0.join("pid")).unwrap();
+    assert_eq!(owned.gid(), user.gid.as_raw());
 }
 
 /// The first connection that `address` takes.
