@@ -218,11 +218,16 @@ impl<'de> Visitor<'de> for DocumentVisitor {
             }
         }
         let mcp: Config = mcp.ok_or_else(|| de::Error::missing_field("mcp"))?;
-        let is_public = |address| mcp.listeners.iter().any(|public| public.address == address);
-        if mcp.admin.address.is_some_and(is_public) {
-            return Err(refuse(
-                "the address of 'admin' is one of 'listeners': expected one that no client reaches",
-            ));
+        let public = |admin| {
+            mcp.listeners
+                .iter()
+                .position(|public| public.overlaps(admin))
+        };
+        if let Some(position) = mcp.admin.address.and_then(public) {
+            return Err(refuse(&format!(
+                "the address of 'admin' is taken by 'listeners[{position}]': expected one that no \
+                 client reaches"
+            )));
         }
         Ok(Document { mcp, max_retries })
     }

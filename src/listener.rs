@@ -43,6 +43,15 @@ impl Listener {
         }
     }
 
+    /// Whether a system lets nobody listen on `other` beside it. What listens on all IPv6 addresses
+    /// takes no IPv4.
+    pub(crate) fn overlaps(&self, other: SocketAddr) -> bool {
+        let is_all = self.address.ip().is_unspecified() || other.ip().is_unspecified();
+        let is_one_port =
+            self.address.port() == other.port() && self.address.is_ipv4() == other.is_ipv4();
+        self.address == other || (is_all && is_one_port)
+    }
+
     /// The same without the TLS, which [`Handshakes`] adds.
     pub(crate) fn socket(&self) -> ListenerConfig {
         let mut options = TcpSocketOptions::default();
@@ -132,18 +141,27 @@ impl<'de> Deserialize<'de> for Listeners {
 }
 
 impl TryFrom<Entries<Listener>> for Listeners {
-    type Error = &'static str;
+    type Error = String;
 
     fn try_from(Entries(listeners): Entries<Listener>) -> Result<Self, Self::Error> {
+        for (second, listener) in listeners.iter().enumerate() {
+            let mut before = listeners[..second].iter();
+            if let Some(first) = before.position(|first| first.overlaps(listener.address)) {
+                return Err(format!(
+                    "[{first}] and [{second}] have one port, and one of them has all addresses: \
+                     expected another port, or that one alone"
+                ));
+            }
+        }
         let (with_tls, without): (Vec<_>, Vec<_>) = listeners
             .iter()
             .partition(|listener| listener.tls.is_some());
         if with_tls.iter().any(|listener| listener.h2c) {
-            return Err("'h2c' where there is 'tls': expected it on others only");
+            return Err("'h2c' where there is 'tls': expected it on others only".to_owned());
         }
         // Pingora knows one setting for all that it serves.
         if without.windows(2).any(|pair| pair[0].h2c != pair[1].h2c) {
-            return Err("'h2c' of some: expected the same on all without 'tls'");
+            return Err("'h2c' of some: expected the same on all without 'tls'".to_owned());
         }
         Ok(Self(listeners))
     }

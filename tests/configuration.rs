@@ -239,6 +239,14 @@ fn neither_keys_nor_the_password_of_a_session_store_are_in_debug() {
     }
 }
 
+#[test]
+fn all_addresses_of_both_versions_may_have_one_port() {
+    let both = "0.0.0.0:8080\n    - address: \"[::]:8080\"";
+    let yaml = MINIMAL.replace("127.0.0.1:8080", both);
+    let settings = parse(&yaml, &[]).unwrap();
+    assert_eq!(settings.mcp.listeners.iter().count(), 2);
+}
+
 /// What else of the environment's values stands near must not take its place, nor its message.
 #[test]
 fn a_mistake_beside_a_value_from_the_environment_is_told_as_any_other() {
