@@ -394,16 +394,19 @@ impl ClientStream {
         self.deadline.as_mut().reset(Instant::now() + limit);
     }
 
-    /// Fails a write that waits for too long. Pingora limits those of bodies over HTTP/1 alone, and
-    /// who takes no header would hold the connection.
-    fn poll_written<T>(
+    /// Fails a write of `length` bytes that takes too long until it is whole. Pingora limits those of
+    /// bodies over HTTP/1 alone, and who takes no header would hold the connection.
+    fn poll_whole(
         &mut self,
         context: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.writing = None;
-            return written;
+        written: Poll<io::Result<usize>>,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = written {
+            if !written.as_ref().is_ok_and(|written| *written < length) {
+                self.writing = None;
+            }
+            return Poll::Ready(written);
         }
         let limit = self.timeouts.write.0;
         let deadline = self.writing.get_or_insert_with(|| Box::pin(sleep(limit)));
@@ -442,7 +445,7 @@ impl AsyncWrite for ClientStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.poll_written(context, written)
+        self.poll_whole(context, written, bytes.len())
     }
 
     fn poll_write_vectored(
@@ -451,7 +454,8 @@ impl AsyncWrite for ClientStream {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.poll_written(context, written)
+        let length = bytes.iter().map(|part| part.len()).sum();
+        self.poll_whole(context, written, length)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -460,12 +464,14 @@ impl AsyncWrite for ClientStream {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.poll_written(context, flushed)
+        let flushed = flushed.map_ok(|()| 0);
+        self.poll_whole(context, flushed, 0).map_ok(drop)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut_down = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.poll_written(context, shut_down)
+        let shut_down = shut_down.map_ok(|()| 0);
+        self.poll_whole(context, shut_down, 0).map_ok(drop)
     }
 }
 

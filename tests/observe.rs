@@ -695,6 +695,12 @@ async fn each_limit_is_counted_by_its_name_and_a_refusal_by_its_reason() {
             vec![GET.into(); 2],
         ),
         (
+            "requests",
+            "requests-full",
+            "  limits: { max_requests: 1 }\n",
+            vec![GET.into(); 2],
+        ),
+        (
             "streams",
             "streams-full",
             "  limits: { max_streams: 1 }\n",

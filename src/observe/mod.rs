@@ -23,6 +23,7 @@ mod access_log;
 mod admin;
 mod status;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -258,6 +259,7 @@ fn ending_with(error: Option<&Error>) -> Ending {
         (_, etype) if *etype == REFUSED => Ending::Complete,
         (ErrorSource::Downstream, ReadTimedout) => Ending::Limit(Limit::ClientRead),
         (ErrorSource::Downstream, WriteTimedout) => Ending::Limit(Limit::ClientWrite),
+        (ErrorSource::Downstream, _) if is_timed_out(error) => Ending::Limit(Limit::ClientWrite),
         (ErrorSource::Downstream, ConnectionClosed | H2Error | ReadError | WriteError) => {
             Ending::ClientLeft
         }
@@ -272,6 +274,14 @@ fn ending_with(error: Option<&Error>) -> Ending {
     }
 }
 
+/// Whether the client's connection failed a write that took too long. Its reads are limited elsewhere.
+fn is_timed_out(error: &Error) -> bool {
+    let cause = error.root_cause();
+    let of_http_2 = || cause.downcast_ref::<h2::Error>()?.get_io();
+    let io = cause.downcast_ref::<io::Error>().or_else(of_http_2);
+    io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+}
+
 #[cfg(test)]
 mod tests {
     use pingora_core::BError;
@@ -283,10 +293,13 @@ mod tests {
         let new = |etype: ErrorType| Error::new(etype);
         let down = |etype| new(etype).into_down();
         let up = |etype| new(etype).into_up();
-        let endings: [(BError, Ending); 9] = [
+        let late = io::Error::from(io::ErrorKind::TimedOut);
+        let late = Error::because(ErrorType::WriteError, "a header", late);
+        let endings: [(BError, Ending); 10] = [
             (Rejection::NoBackend.into(), Ending::Complete),
             (down(ErrorType::ConnectionClosed), Ending::ClientLeft),
             (down(ErrorType::H2Error), Ending::ClientLeft),
+            (late.into_down(), Ending::Limit(Limit::ClientWrite)),
             (down(ErrorType::InvalidHTTPHeader), Ending::Complete),
             (
                 down(ErrorType::WriteTimedout),

@@ -123,8 +123,9 @@ fn roots(chain: &[CertificateDer<'static>]) -> Result<RootCertStore, Problem> {
     let mut roots = RootCertStore::empty();
     for certificate in chain {
         let added = roots.add(certificate.clone());
-        added
-            .map_err(|_| "a certificate in it cannot be an authority's: expected only such".to_owned())?;
+        added.map_err(|_| {
+            "a certificate in it cannot be an authority's: expected only such".to_owned()
+        })?;
     }
     Ok(roots)
 }
