@@ -46,6 +46,7 @@ pub mod gateway;
 mod headers;
 pub mod host;
 pub mod limits;
+mod lines;
 pub mod listener;
 pub mod load;
 pub mod mcp;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 /// From the bottom up: a module uses those before it and none after it.
 const LAYERS: &[&str] = &[
     "setting",
+    "lines",
     "tls",
     "mcp",
     "host",

@@ -11,9 +11,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use blake2::Blake2sMac;
 use blake2::digest::{Mac, consts::U6};
@@ -23,6 +22,7 @@ use uuid::Uuid;
 
 use crate::backend::BackendName;
 use crate::exchange::{Exchange, SessionOutcome};
+use crate::lines::Queue;
 use crate::mcp::{ClientSessionId, Era, McpMethod};
 use crate::metrics::Finished;
 use crate::route::RoutePath;
@@ -115,7 +115,8 @@ pub struct AccessLog(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    entries: OnceLock<SyncSender<Entry>>,
+    /// `None` where there is no thread to write.
+    records: OnceLock<Option<Queue<Record>>>,
     /// Until the first record starts it.
     writer: Mutex<Option<Writer>>,
     dropped: Arc<AtomicU64>,
@@ -142,10 +143,12 @@ impl AccessLog {
             format: settings.format,
             hasher: hasher(settings.key.as_ref()),
             sink,
+            lines: Vec::new(),
+            is_failing: false,
             dropped: Arc::clone(&dropped),
         };
         Ok(Some(Self(Arc::new(Shared {
-            entries: OnceLock::new(),
+            records: OnceLock::new(),
             writer: Mutex::new(Some(writer)),
             dropped,
         }))))
@@ -170,51 +173,31 @@ impl AccessLog {
             refusal: exchange.rejection().map(|rejection| rejection.name()),
         };
         // Started here and not with the log: a process that goes to the background loses its threads.
-        let entries = self.0.entries.get_or_init(|| self.start());
-        if entries.try_send(Entry::Record(record)).is_err() {
+        let records = self.0.records.get_or_init(|| self.start());
+        if !records.as_ref().is_some_and(|records| records.push(record)) {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns when the lines of all requests that are over are written, or cannot be for a while.
     pub fn flush(&self) {
-        let Some(entries) = self.0.entries.get() else {
-            return;
-        };
-        let (done, written) = sync_channel(1);
-        let until = Instant::now() + FLUSHING;
-        let mut entry = Entry::Flush(done);
-        while let Err(TrySendError::Full(waiting)) = entries.try_send(entry) {
-            if Instant::now() > until {
-                return log::warn!("the access log's last lines are lost: nobody takes them");
-            }
-            entry = waiting;
-            std::thread::sleep(GATHERING);
-        }
-        if let Err(error) = written.recv_timeout(FLUSHING) {
-            log::warn!("the access log's last lines are lost: {error}");
+        let records = self.0.records.get().and_then(Option::as_ref);
+        if records.is_some_and(|records| !records.flush()) {
+            log::warn!("the access log's last lines are lost: nobody takes them");
         }
     }
 
-    fn start(&self) -> SyncSender<Entry> {
-        let (sender, receiver) = sync_channel(WAITING_RECORDS);
+    fn start(&self) -> Option<Queue<Record>> {
         let writer = &self.0.writer;
-        let writer = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let thread = std::thread::Builder::new().name("access log".to_owned());
-        let started = thread.spawn(move || writer.map(|writer| writer.run(&receiver)));
-        if let Err(error) = started {
-            log::error!("no access log: {error}");
-        }
-        sender
+        let mut writer = writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()?;
+        let started = Queue::start("access log", move |records| writer.write(records));
+        started
+            .inspect_err(|error| log::error!("no access log: {error}"))
+            .ok()
     }
-}
-
-/// What the writer is handed.
-#[derive(Debug)]
-enum Entry {
-    Record(Record),
-    /// All before it are to be written, and that is to be said.
-    Flush(SyncSender<()>),
 }
 
 /// What is known of a request that is over.
@@ -389,49 +372,30 @@ struct Writer {
     format: Format,
     hasher: Blake2sMac<U6>,
     sink: Sink,
+    lines: Vec<u8>,
+    is_failing: bool,
     dropped: Arc<AtomicU64>,
 }
 
 impl Writer {
-    /// Writes all records that come until nobody can send any more.
-    fn run(mut self, entries: &Receiver<Entry>) {
-        let mut lines = Vec::new();
-        let mut is_failing = false;
-        while let Ok(first) = entries.recv() {
-            // While this thread sleeps, a request that sends has nobody to wake.
-            std::thread::sleep(GATHERING);
-            let mut count = 0;
-            let mut flushed = Vec::new();
-            for entry in std::iter::once(first)
-                .chain(entries.try_iter())
-                .take(WAITING_RECORDS)
-            {
-                let record = match entry {
-                    Entry::Record(record) => record,
-                    Entry::Flush(done) => {
-                        flushed.push(done);
-                        continue;
-                    }
-                };
-                count += 1;
-                let line = Line::new(&record, &self.hasher);
-                if let Err(error) = line.append(self.format, &mut lines) {
-                    log::error!("no line in the access log: {error}");
-                }
-            }
-            let written = self.sink.write(&lines);
-            lines.clear();
-            if let Err(error) = &written {
-                self.dropped.fetch_add(count, Ordering::Relaxed);
-                if !is_failing {
-                    log::error!("the access log cannot be written: {error}");
-                }
-            }
-            is_failing = written.is_err();
-            for done in flushed {
-                let _ = done.send(());
+    fn write(&mut self, records: &mut dyn Iterator<Item = Record>) {
+        let mut count = 0;
+        for record in records {
+            count += 1;
+            let line = Line::new(&record, &self.hasher);
+            if let Err(error) = line.append(self.format, &mut self.lines) {
+                log::error!("no line in the access log: {error}");
             }
         }
+        let written = self.sink.write(&self.lines);
+        self.lines.clear();
+        if let Err(error) = &written {
+            self.dropped.fetch_add(count, Ordering::Relaxed);
+            if !self.is_failing {
+                log::error!("the access log cannot be written: {error}");
+            }
+        }
+        self.is_failing = written.is_err();
     }
 }
 
@@ -441,53 +405,9 @@ impl fmt::Debug for Writer {
     }
 }
 
-/// Records that wait for the writer, at most: 2 MiB of them.
-const WAITING_RECORDS: usize = 8192;
-
-/// How long the end of the process waits for the last lines.
-const FLUSHING: Duration = Duration::from_secs(1);
-
-/// How long a line waits for others, to be written with them.
-const GATHERING: Duration = Duration::from_millis(50);
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Ending, HttpMethod};
-
-    fn log() -> AccessLog {
-        let settings = AccessLogSettings {
-            format: Format::Json,
-            ..AccessLogSettings::default()
-        };
-        AccessLog::open(settings).unwrap().unwrap()
-    }
-
-    fn finished() -> Finished {
-        Finished {
-            method: HttpMethod::from(&http::Method::POST),
-            era: None,
-            status: None,
-            first_byte: None,
-            duration: Duration::ZERO,
-            received: 0,
-            sent: 0,
-            ending: Ending::Complete,
-        }
-    }
-
-    #[test]
-    fn a_request_does_not_wait_for_a_log_that_is_full() {
-        let log = log();
-        // A writer that takes nothing.
-        let (sender, receiver) = sync_channel(2);
-        log.0.entries.set(sender).unwrap();
-        for _ in 0..5 {
-            log.write(&Exchange::default(), None, &finished());
-        }
-        assert_eq!(log.dropped(), 3);
-        assert_eq!(receiver.try_iter().count(), 2);
-    }
 
     #[test]
     fn a_session_has_one_hash_with_one_key_and_another_with_another() {
