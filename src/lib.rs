@@ -49,6 +49,7 @@ pub mod limits;
 mod lines;
 pub mod listener;
 pub mod load;
+pub mod logging;
 pub mod mcp;
 pub mod message;
 pub mod metrics;

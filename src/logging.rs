@@ -1,26 +1,152 @@
 //! The log on standard error.
+//!
+//! Where requests are served, nobody waits for who reads it: a thread of its own writes what waits in
+//! a queue, and says how much was lost.
 
-use env_logger::{Builder, Env, Logger};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::panic::{self, PanicHookInfo};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::SystemTime;
+
+use anstream::AutoStream;
+use env_logger::{Builder, Env, Logger, Target};
 use log::{Level, Log, Metadata, Record};
+use tokio::runtime::Handle;
+
+use crate::lines::Queue;
 
 /// Starts the log. `RUST_LOG` sets its levels, for this proxy's own modules at will. What the client
 /// of the session store has to say, this proxy says in one line.
-pub(crate) fn start() {
-    let environment = Env::default().default_filter_or("warn,redis=off,pingora_mcp=info");
-    let logger = Builder::from_env(environment).build();
+///
+/// # Panics
+/// Another log was started before.
+pub fn start() -> LastLines {
+    let lines = Lines::default();
+    let logger = Builder::new()
+        .write_style(AutoStream::choice(&io::stderr()).into())
+        .parse_env(Env::default().default_filter_or("warn,redis=off,pingora_mcp=info"))
+        .target(Target::Pipe(Box::new(lines.clone())))
+        .build();
     log::set_max_level(logger.filter());
-    log::set_boxed_logger(Box::new(Discreet(logger))).expect("no log was started before");
+    let log = Discreet {
+        logger,
+        lines: lines.clone(),
+    };
+    log::set_boxed_logger(Box::new(log)).expect("no log was started before");
+    let of_panics = lines.clone();
+    panic::set_hook(Box::new(move |panic| tell(panic, of_panics.clone())));
+    LastLines(lines)
+}
+
+/// Has the last lines of the log written when it is dropped, at the end of the process, if that takes
+/// no longer than a second.
+#[must_use]
+pub struct LastLines(Lines);
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        self.0.wait();
+    }
+}
+
+/// Where lines go: to standard error at once, and through a queue from the first on that is written in
+/// a runtime. Before, nobody is served, and a thread would be lost to a process that goes to the
+/// background, or its lines to one that ends.
+#[derive(Clone, Default)]
+struct Lines {
+    /// `None` where there is no thread to write.
+    queue: Arc<OnceLock<Option<Queue<Vec<u8>>>>>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Lines {
+    fn start(&self) -> Option<Queue<Vec<u8>>> {
+        let dropped = Arc::clone(&self.dropped);
+        let mut stderr = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
+        let mut written = Vec::new();
+        let write = move |lines: &mut dyn Iterator<Item = Vec<u8>>| {
+            written.clear();
+            written.extend(lines.flatten());
+            let _ = stderr.write_all(&written);
+            let lost = dropped.swap(0, Ordering::Relaxed);
+            if lost > 0 {
+                let now = humantime::format_rfc3339_seconds(SystemTime::now());
+                let target = module_path!();
+                let _ = writeln!(
+                    stderr,
+                    "[{now} WARN  {target}] {lost} lines of this log are lost"
+                );
+            }
+        };
+        Queue::start("log", write).ok()
+    }
+
+    /// Returns when all lines are written, or cannot be for a while.
+    fn wait(&self) {
+        if let Some(Some(queue)) = self.queue.get() {
+            queue.flush();
+        }
+    }
+}
+
+impl Write for Lines {
+    /// Takes whole lines.
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        let is_in_runtime = self.queue.get().is_some() || Handle::try_current().is_ok();
+        let mut is_first = false;
+        let queue = is_in_runtime.then(|| {
+            self.queue.get_or_init(|| {
+                is_first = true;
+                self.start()
+            })
+        });
+        match queue {
+            Some(Some(queue)) if queue.push(lines.to_vec()) => {
+                // Who waited in vain for a process in the background says that, and ends.
+                if is_first {
+                    queue.flush();
+                }
+            }
+            Some(Some(_)) => drop(self.dropped.fetch_add(1, Ordering::Relaxed)),
+            Some(None) | None => io::stderr().write_all(lines)?,
+        }
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the standard library's own hook says, which would wait for who reads.
+fn tell(panic: &PanicHookInfo<'_>, mut lines: Lines) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let mut told = format!("thread '{name}' {panic}\n");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        told += &format!("{backtrace}\n");
+    }
+    let _ = lines.write_all(told.as_bytes());
 }
 
 /// Keeps Pingora at `warn`, whatever is asked for: below, it prints whole requests and answers,
 /// with the ids and tokens in them.
-struct Discreet(Logger);
+struct Discreet {
+    logger: Logger,
+    lines: Lines,
+}
 
 impl Log for Discreet {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let target = metadata.target();
         let is_pingora = target.starts_with("pingora") && !target.starts_with("pingora_mcp");
-        !(is_pingora && metadata.level() > Level::Warn) && self.0.enabled(metadata)
+        !(is_pingora && metadata.level() > Level::Warn) && self.logger.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -30,14 +156,14 @@ impl Log for Discreet {
         if is_failed_handshake(record) {
             let mut told = Record::builder();
             told.level(Level::Info).target("pingora_mcp::connections");
-            self.0.log(&told.args(*record.args()).build());
+            self.logger.log(&told.args(*record.args()).build());
         } else {
-            self.0.log(record);
+            self.logger.log(record);
         }
     }
 
     fn flush(&self) {
-        self.0.flush();
+        self.lines.wait();
     }
 }
 

@@ -1,14 +1,12 @@
 //! The command line: options, log, configuration, server.
 
-mod logging;
-
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use mimalloc::MiMalloc;
 use pingora_core::server::configuration::Opt;
 use pingora_mcp::config::Settings;
-use pingora_mcp::{server, start};
+use pingora_mcp::{logging, server, start};
 
 /// It takes a tenth less of the processor than the system's, and less memory once streams have come and
 /// gone.
@@ -25,7 +23,7 @@ struct CommandLine {
 
 fn main() -> ExitCode {
     let options = parse_command_line().pingora;
-    logging::start();
+    let _last_lines = logging::start();
     let Some(path) = options.conf.as_deref() else {
         eprintln!("no configuration: name its file with -c FILE; --help says more");
         return ExitCode::from(EX_USAGE);

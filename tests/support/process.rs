@@ -207,10 +207,20 @@ impl Program {
         let path = scratch_file("log");
         let output = std::fs::File::create(&path).unwrap();
         let both = output.try_clone().unwrap();
-        command.stdin(Stdio::null()).stdout(both).stderr(output);
+        Self::spawn(command.stdout(both).stderr(output), path)
+    }
+
+    /// Starts `command`, and has it write its standard error to `stderr` instead.
+    pub fn start_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        let path = scratch_file("log");
+        let output = std::fs::File::create(&path).unwrap();
+        Self::spawn(command.stdout(output).stderr(stderr), path)
+    }
+
+    fn spawn(command: &mut Command, output: PathBuf) -> Self {
         Self {
-            child: command.spawn().unwrap(),
-            output: path,
+            child: command.stdin(Stdio::null()).spawn().unwrap(),
+            output,
         }
     }
 
