@@ -153,7 +153,10 @@ impl Log for Discreet {
         if !self.enabled(record.metadata()) {
             return;
         }
-        if is_failed_handshake(record) {
+        if quotes(record) {
+            let (target, line) = (record.target(), record.line().unwrap_or_default());
+            log::debug!("{target}, line {line}: not told, as it may quote what was sent");
+        } else if is_failed_handshake(record) {
             let mut told = Record::builder();
             told.level(Level::Info).target("pingora_mcp::connections");
             self.logger.log(&told.args(*record.args()).build());
@@ -165,6 +168,14 @@ impl Log for Discreet {
     fn flush(&self) {
         self.lines.wait();
     }
+}
+
+/// Whether Pingora says of a failure what a client or a backend sent: a header that it could not
+/// parse, whole, the target of a request, a length.
+fn quotes(record: &Record<'_>) -> bool {
+    let quoting = ["apps::http_app", "protocols::http::v1::common"];
+    let module = record.target().strip_prefix("pingora_core::");
+    module.is_some_and(|module| quoting.contains(&module))
 }
 
 /// An error to Pingora, of HTTP/2. It is a client's, and nobody must act.

@@ -1,4 +1,4 @@
-//! The log on standard error: it holds nobody up, and its last lines come out.
+//! The log on standard error: it holds nobody up, its last lines come out, and it quotes nobody.
 
 mod support;
 
@@ -9,9 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 
-use support::process::{Program, ignored_test, scratch_file};
+use support::process::{Program, ProxyProcess, ignored_test, scratch_file};
+use support::wire::Wire;
 use support::{Backend, post, route, until, until_asked, unused_address, within};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn a_reader_that_stalls_holds_neither_requests_nor_signals_up() {
@@ -128,6 +129,41 @@ async fn a_task_that_panics() {
     let _last_lines = pingora_mcp::logging::start();
     let panics = tokio::spawn(async { panic!("{PANIC}") });
     assert!(panics.await.is_err());
+}
+
+/// Pingora's own lines on these quote the request or the header, as errors or warnings.
+#[tokio::test]
+async fn what_cannot_be_read_is_not_quoted() {
+    for level in ["info", "info,pingora_core=debug,pingora_mcp::logging=debug"] {
+        let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = unused_address();
+        let route = route(&[backend.local_addr().unwrap()]);
+        let yaml = format!("{route}  admin: {{ address: {admin} }}\n");
+        let mut proxy = ProxyProcess::with_environment(&yaml, &[("RUST_LOG", level)]).await;
+        for (address, unreadable) in [
+            (admin, "Authorization: Bearer s3cret\r\nno header\r\n\r\n"),
+            (admin, "Content-Length: s3cret\r\n\r\n"),
+            (admin, "Transfer-Encoding: chunked\r\n\r\ns3cret\r\n\r\n"),
+            (proxy.address, "Content-Length: s3cret\r\n\r\n"),
+        ] {
+            let mut client = Wire::connect(address).await;
+            let request = format!("POST /mcp?s3cret HTTP/1.1\r\nHost: localhost\r\n{unreadable}");
+            client.send(&request).await;
+            client.close().await;
+        }
+        let asked = tokio::spawn(post(&proxy.url("/mcp")).send());
+        let (mut wire, _) = Wire::accept(&backend).await;
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: s3cret\r\n\r\n")
+            .await;
+        let answer = within("an answer", asked).await.unwrap().unwrap();
+        assert_eq!(answer.status(), 502);
+        proxy.signal("TERM");
+        assert_eq!(proxy.ended().await, Some(0));
+        let log = proxy.log();
+        assert!(!log.contains("s3cret") && !log.contains("ERROR"), "{log}");
+        let told = "DEBUG pingora_mcp::logging] pingora_core::";
+        assert_eq!(log.contains(told), level.contains("debug"), "{log}");
+    }
 }
 
 /// A proxy as it is shipped, at an address that it was given.
