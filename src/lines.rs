@@ -1,6 +1,7 @@
 //! Lines of a log, written by a thread of their own: who has one to write never waits for who reads.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,6 +74,70 @@ fn run<T>(entries: &Receiver<Entry<T>>, mut write: impl FnMut(&mut dyn Iterator<
             let _ = done.send(());
         }
     }
+}
+
+/// A file that lines are added to.
+#[derive(Debug)]
+pub(crate) struct Appended {
+    file: File,
+    /// The last line has no end.
+    is_cut: bool,
+}
+
+/// Lines that a file did not take.
+#[derive(Debug)]
+pub(crate) struct Lost {
+    pub(crate) lines: u64,
+    pub(crate) cause: io::Error,
+}
+
+impl Appended {
+    pub(crate) fn new(file: File) -> Self {
+        Self {
+            file,
+            is_cut: false,
+        }
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Adds `lines`, whole ones. Where the file takes only a part of one, as on a disk that is full,
+    /// the next begins a new line.
+    pub(crate) fn add(&mut self, lines: &[u8]) -> Result<(), Lost> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let mut rest = lines;
+        let mut end: &[u8] = if self.is_cut { b"\n" } else { b"" };
+        let added = write(&self.file, &mut end).and_then(|()| write(&self.file, &mut rest));
+        if end.is_empty() {
+            let (added, _) = lines.split_at(lines.len() - rest.len());
+            self.is_cut = added.last().is_some_and(|last| *last != b'\n');
+        }
+        added.map_err(|cause| {
+            // One that lacks nothing but its end is not lost: it gets it later.
+            let lost = rest.strip_prefix(b"\n").unwrap_or(rest);
+            Lost {
+                lines: lost.iter().filter(|byte| **byte == b'\n').count() as u64,
+                cause,
+            }
+        })
+    }
+}
+
+/// Writes `bytes`, and leaves those in it that could not be.
+fn write(mut file: &File, bytes: &mut &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => *bytes = &bytes[count..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Lines that wait, at most. Of the access log's, 2 MiB.

@@ -4,7 +4,6 @@
 //! a queue, and says how much was lost.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::panic::{self, PanicHookInfo};
@@ -18,7 +17,7 @@ use env_logger::{Builder, Env, Logger, Target};
 use log::{Level, Log, Metadata, Record};
 use tokio::runtime::Handle;
 
-use crate::lines::Queue;
+use crate::lines::{Appended, Queue};
 
 /// Starts the log. `RUST_LOG` sets its levels, for this proxy's own modules at will. What the client
 /// of the session store has to say, this proxy says in one line.
@@ -67,20 +66,24 @@ struct Lines {
 impl Lines {
     fn start(&self) -> Option<Queue<Vec<u8>>> {
         let dropped = Arc::clone(&self.dropped);
-        let mut stderr = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
+        let stderr = io::stderr().as_fd().try_clone_to_owned().ok()?;
+        let mut stderr = Appended::new(stderr.into());
         let mut written = Vec::new();
         let write = move |lines: &mut dyn Iterator<Item = Vec<u8>>| {
             written.clear();
             written.extend(lines.flatten());
-            let _ = stderr.write_all(&written);
-            let lost = dropped.swap(0, Ordering::Relaxed);
+            let mut lost = match stderr.add(&written) {
+                Ok(()) => 0,
+                Err(lost) => lost.lines,
+            };
+            lost += dropped.swap(0, Ordering::Relaxed);
             if lost > 0 {
                 let now = humantime::format_rfc3339_seconds(SystemTime::now());
                 let target = module_path!();
-                let _ = writeln!(
-                    stderr,
-                    "[{now} WARN  {target}] {lost} lines of this log are lost"
-                );
+                let told = format!("[{now} WARN  {target}] {lost} lines of this log are lost\n");
+                if stderr.add(told.as_bytes()).is_err() {
+                    dropped.fetch_add(lost, Ordering::Relaxed);
+                }
             }
         };
         Queue::start("log", write).ok()

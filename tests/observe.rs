@@ -1009,6 +1009,45 @@ async fn a_file_that_was_moved_away_is_begun_anew() {
     std::fs::remove_file(moved).unwrap();
 }
 
+/// As on a disk that is full for a while: the file may have no more than 4 KiB, and ends within a line.
+#[tokio::test]
+async fn where_the_file_takes_no_more_what_is_lost_is_counted_and_no_other_line_is_broken() {
+    let backend = Backend::with_session("the-backends-own-id").await;
+    let (admin, path) = (unused_address(), support::process::scratch_file("access"));
+    let mcp = format!(
+        "{}  admin: {{ address: {admin} }}\n  access_log: {{ format: json, path: {} }}\n",
+        route(&[backend.address]),
+        path.display()
+    );
+    let proxy = ProxyProcess::limited("", &mcp, "trap '' XFSZ && ulimit -f 8").await;
+    let watched = Watched {
+        proxy,
+        admin,
+        _store: None,
+    };
+    let text = || std::fs::read_to_string(&path).unwrap_or_default();
+    for _ in 0..60 {
+        post(&watched.url("/mcp")).send().await.unwrap();
+    }
+    let whole = text().matches("}\n").count();
+    assert!((1..60).contains(&whole), "{}", text());
+    let dropped = "pingora_mcp_access_log_lines_dropped_total";
+    watched.until(dropped, (60 - whole) as f64).await;
+
+    // There is room again, behind a line that was cut.
+    let [cut, kept] = [!text().ends_with('\n'), true].map(usize::from);
+    let end = text().match_indices('\n').nth(kept).unwrap().0 + 1;
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len((end + cut) as u64).unwrap();
+    post(&watched.url("/mcp")).send().await.unwrap();
+    let lines = 3 + cut;
+    until("another line", || text().lines().count() == lines).await;
+    let text = text();
+    let is_whole = |line: &&str| serde_json::from_str::<Value>(line).is_ok();
+    assert_eq!(text.lines().filter(is_whole).count(), 3, "{text}");
+    std::fs::remove_file(path).unwrap();
+}
+
 #[tokio::test]
 async fn text_lines_go_to_standard_output() {
     let backend = Backend::with_session("the-backends-own-id").await;

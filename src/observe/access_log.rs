@@ -5,9 +5,10 @@
 //! a keyed hash, by which lines can be joined and nothing can be asked for.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,7 @@ use uuid::Uuid;
 
 use crate::backend::BackendName;
 use crate::exchange::{Exchange, SessionOutcome};
-use crate::lines::Queue;
+use crate::lines::{Appended, Lost, Queue};
 use crate::mcp::{ClientSessionId, Era, McpMethod};
 use crate::metrics::Finished;
 use crate::route::RoutePath;
@@ -132,7 +133,7 @@ impl AccessLog {
             return Ok(None);
         }
         let sink = match settings.path {
-            None => Sink::Stdout,
+            None => Sink::Stdout(None),
             Some(LogPath(path)) => Sink::File {
                 file: open(&path)?,
                 path,
@@ -337,34 +338,39 @@ fn hash(hasher: &Blake2sMac<U6>, id: ClientSessionId) -> String {
 /// Where lines go.
 #[derive(Debug)]
 enum Sink {
-    Stdout,
-    File { file: File, path: PathBuf },
+    /// `None` until the first is written: in the background it is another than at the start.
+    Stdout(Option<Appended>),
+    File {
+        file: Appended,
+        path: PathBuf,
+    },
 }
 
 impl Sink {
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+    fn now(&mut self) -> io::Result<&mut Appended> {
         match self {
-            Self::Stdout => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(lines)?;
-                stdout.flush()
+            Self::Stdout(Some(stdout)) => Ok(stdout),
+            Self::Stdout(stdout) => {
+                let descriptor = io::stdout().as_fd().try_clone_to_owned()?;
+                Ok(stdout.insert(Appended::new(descriptor.into())))
             }
             Self::File { file, path } => {
                 let named = std::fs::metadata(&*path);
-                let opened = file.metadata()?;
+                let opened = file.file().metadata()?;
                 let is_same = named
                     .is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
                 if !is_same {
                     *file = open(path)?;
                 }
-                file.write_all(lines)
+                Ok(file)
             }
         }
     }
 }
 
-fn open(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
+fn open(path: &PathBuf) -> io::Result<Appended> {
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    file.map(Appended::new)
 }
 
 /// The one that writes.
@@ -387,12 +393,18 @@ impl Writer {
                 log::error!("no line in the access log: {error}");
             }
         }
-        let written = self.sink.write(&self.lines);
+        let written = match self.sink.now() {
+            Ok(sink) => sink.add(&self.lines),
+            Err(cause) => Err(Lost {
+                lines: count,
+                cause,
+            }),
+        };
         self.lines.clear();
-        if let Err(error) = &written {
-            self.dropped.fetch_add(count, Ordering::Relaxed);
+        if let Err(Lost { lines, cause }) = &written {
+            self.dropped.fetch_add(*lines, Ordering::Relaxed);
             if !self.is_failing {
-                log::error!("the access log cannot be written: {error}");
+                log::error!("the access log cannot be written: {cause}");
             }
         }
         self.is_failing = written.is_err();

@@ -49,7 +49,13 @@ impl ProxyProcess {
 
     /// A proxy as [`start`](Self::start), that may have `most` descriptors and is given fewer.
     pub async fn with_descriptors(keys: &str, mcp: &str, most: usize) -> Self {
-        let limited = format!("ulimit -n {most} && ulimit -S -n 64 && exec \"$0\" \"$@\"");
+        let limits = format!("ulimit -n {most} && ulimit -S -n 64");
+        Self::limited(keys, mcp, &limits).await
+    }
+
+    /// A proxy as [`listening`](Self::listening), with the `limits` that a shell sets.
+    pub async fn limited(keys: &str, mcp: &str, limits: &str) -> Self {
+        let limited = format!("{limits} && exec \"$0\" \"$@\"");
         let command = || {
             let mut command = Command::new("sh");
             command.args(["-c", &limited]).arg(binary());
