@@ -4,9 +4,10 @@
 //! dropped and counted. No line holds anything that a client wrote, nor an id: a session is known by
 //! a keyed hash, by which lines can be joined and nothing can be asked for.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +19,6 @@ use std::time::{Duration, SystemTime};
 use blake2::Blake2sMac;
 use blake2::digest::{Mac, consts::U6};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::backend::BackendName;
@@ -215,90 +215,79 @@ struct Record {
     refusal: Option<&'static str>,
 }
 
-/// A line, its fields in their order.
+/// What a field of a line says.
 #[derive(Serialize)]
-struct Line<'r> {
-    time: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    route: Option<&'r str>,
-    method: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    era: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mcp_method: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    backend: Option<&'r str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    first_byte: Option<f64>,
-    duration: f64,
-    received: u64,
-    sent: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    outcome: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refusal: Option<&'static str>,
-    ended: &'static str,
+#[serde(untagged)]
+enum Value<'r> {
+    Text(Cow<'r, str>),
+    Count(u64),
+    Seconds(f64),
 }
 
-impl<'r> Line<'r> {
-    fn new(record: &'r Record, hasher: &Blake2sMac<U6>) -> Self {
-        let Record { request, .. } = record;
-        let arrived = record.ended.checked_sub(request.duration);
-        let arrived = arrived.unwrap_or(record.ended);
-        Self {
-            time: humantime::format_rfc3339_millis(arrived).to_string(),
-            client: record.client,
-            route: record.route.as_ref().map(RoutePath::as_str),
-            method: request.method.name(),
-            era: request.era.map(Era::name),
-            mcp_method: record.mcp.map(McpMethod::name),
-            status: request.status.map(|status| status.as_u16()),
-            backend: record.backend.as_ref().map(BackendName::as_str),
-            first_byte: request.first_byte.map(seconds),
-            duration: seconds(request.duration),
-            received: request.received,
-            sent: request.sent,
-            session: record.session.map(|id| hash(hasher, id)),
-            outcome: match record.outcome {
-                SessionOutcome::None => None,
-                SessionOutcome::Opened(_) => Some("opened"),
-                SessionOutcome::Kept => Some("kept"),
-                SessionOutcome::Ended => Some("ended"),
-                SessionOutcome::Lost => Some("lost"),
-            },
-            refusal: record.refusal,
-            ended: request.ending.name(),
-        }
-    }
+/// A line: its fields in their order, of which those without a value are left out.
+type Line<'r> = [(&'static str, Option<Value<'r>>); 16];
 
-    fn append(&self, format: Format, lines: &mut Vec<u8>) -> io::Result<()> {
-        match format {
-            Format::None => return Ok(()),
-            Format::Json => serde_json::to_writer(&mut *lines, self)?,
-            Format::Text => {
-                let Value::Object(fields) = serde_json::to_value(self)? else {
-                    return Ok(());
-                };
-                for (position, (name, value)) in fields.iter().enumerate() {
-                    let space = if position == 0 { "" } else { " " };
-                    match value {
-                        Value::String(text) if is_word(text) => {
-                            write!(lines, "{space}{name}={text}")?;
-                        }
-                        quoted => write!(lines, "{space}{name}={quoted}")?,
-                    }
-                }
-            }
+fn line<'r>(record: &'r Record, hasher: &Blake2sMac<U6>) -> Line<'r> {
+    use Value::{Count, Seconds};
+    let text = |text: String| Value::Text(Cow::Owned(text));
+    let name = |name: &'r str| Value::Text(Cow::Borrowed(name));
+    let Record { request, .. } = record;
+    let arrived = record.ended.checked_sub(request.duration);
+    let arrived = humantime::format_rfc3339_millis(arrived.unwrap_or(record.ended));
+    let client = record.client.map(|client| client.to_string());
+    let route = record.route.as_ref().map(RoutePath::as_str);
+    let status = request.status.map(|status| status.as_u16().into());
+    let backend = record.backend.as_ref().map(BackendName::as_str);
+    let outcome = match record.outcome {
+        SessionOutcome::None => None,
+        SessionOutcome::Opened(_) => Some("opened"),
+        SessionOutcome::Kept => Some("kept"),
+        SessionOutcome::Ended => Some("ended"),
+        SessionOutcome::Lost => Some("lost"),
+    };
+    [
+        ("time", Some(text(arrived.to_string()))),
+        ("client", client.map(text)),
+        ("route", route.map(name)),
+        ("method", Some(name(request.method.name()))),
+        ("era", request.era.map(Era::name).map(name)),
+        ("mcp_method", record.mcp.map(McpMethod::name).map(name)),
+        ("status", status.map(Count)),
+        ("backend", backend.map(name)),
+        ("first_byte", request.first_byte.map(seconds).map(Seconds)),
+        ("duration", Some(Seconds(seconds(request.duration)))),
+        ("received", Some(Count(request.received))),
+        ("sent", Some(Count(request.sent))),
+        ("session", record.session.map(|id| text(hash(hasher, id)))),
+        ("outcome", outcome.map(name)),
+        ("refusal", record.refusal.map(name)),
+        ("ended", Some(name(request.ending.name()))),
+    ]
+}
+
+/// Adds `line` to `lines`.
+fn append(line: Line<'_>, format: Format, lines: &mut Vec<u8>) -> io::Result<()> {
+    let [first, next, is, end] = match format {
+        Format::None => return Ok(()),
+        Format::Json => ["{\"", ",\"", "\":", "}\n"],
+        Format::Text => ["", " ", "=", "\n"],
+    };
+    let mut begin = first;
+    for (name, value) in line {
+        let Some(value) = value else { continue };
+        for part in [begin, name, is] {
+            lines.extend(part.as_bytes());
         }
-        lines.push(b'\n');
-        Ok(())
+        begin = next;
+        match &value {
+            Value::Text(text) if format == Format::Text && is_word(text) => {
+                lines.extend(text.as_bytes());
+            }
+            quoted => serde_json::to_writer(&mut *lines, quoted)?,
+        }
     }
+    lines.extend(end.as_bytes());
+    Ok(())
 }
 
 /// Whether `text` needs no quotes to be one value.
@@ -388,8 +377,8 @@ impl Writer {
         let mut count = 0;
         for record in records {
             count += 1;
-            let line = Line::new(&record, &self.hasher);
-            if let Err(error) = line.append(self.format, &mut self.lines) {
+            let line = line(&record, &self.hasher);
+            if let Err(error) = append(line, self.format, &mut self.lines) {
                 log::error!("no line in the access log: {error}");
             }
         }
