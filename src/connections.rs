@@ -9,13 +9,14 @@
 use std::future::ready;
 use std::io::{self, Cursor};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{self, Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use pingora_core::Error;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
@@ -44,6 +45,15 @@ pub struct Connections<A> {
     gateway: Arc<Gateway>,
     load: Load,
     refusing: Arc<Bound>,
+    failures: Mutex<Failures>,
+}
+
+/// TLS handshakes that failed.
+#[derive(Debug, Default)]
+struct Failures {
+    told: Option<Instant>,
+    /// Since then, without a word at `info`.
+    untold: u64,
 }
 
 impl<A> Connections<A> {
@@ -57,6 +67,7 @@ impl<A> Connections<A> {
             load: gateway.load().clone(),
             gateway,
             refusing: Arc::new(Bound::new(MOST_REFUSALS)),
+            failures: Mutex::default(),
         }
     }
 
@@ -66,14 +77,34 @@ impl<A> Connections<A> {
         // While the socket is open, or the address may be another's.
         let client = digest.as_ref().and_then(|digest| digest.peer_addr());
         // Boxed, as are refusals: each connection would have room for the largest of them in its memory.
-        let failure = match timeout(limit, Box::pin(self.handshakes.accept(stream))).await {
-            Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("not within {limit:?}"),
-        };
+        let (rejection, reason) =
+            match timeout(limit, Box::pin(self.handshakes.accept(stream))).await {
+                Ok(Ok(stream)) => return Some(stream),
+                Ok(Err(error)) => (Rejection::TlsHandshake, reason(&error)),
+                Err(_) => {
+                    let reason = format!("not within {limit:?}");
+                    (Rejection::TlsHandshakeTimeout, reason)
+                }
+            };
+        self.load.note_refused_connection(rejection);
         let client = client.map_or_else(|| "a client".to_owned(), ToString::to_string);
-        log::info!("TLS handshake failed: {client}: {failure}");
+        self.tell(&format!("TLS handshake failed: {client}: {reason}"));
         None
+    }
+
+    /// Tells of a handshake that failed. Once a second, as who scans is not to fill a disk; of each at
+    /// `debug`.
+    fn tell(&self, failure: &str) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.told.is_some_and(|told| told.elapsed() < TELLING) {
+            failures.untold += 1;
+            return log::debug!("{failure}");
+        }
+        failures.told = Some(Instant::now());
+        match std::mem::take(&mut failures.untold) {
+            0 => log::info!("{failure}"),
+            more => log::info!("{failure}; {more} more since the last one that was told"),
+        }
     }
 
     /// Answers a connection whose request is not read, and closes it.
@@ -555,6 +586,15 @@ impl GetSocketDigest for ClientStream {
     }
 }
 
+/// Why a handshake failed, as rustls says it, without Pingora's words around that.
+fn reason(error: &Error) -> String {
+    let told = error.to_string();
+    let reason = told.rsplit_once("tls connect error: ");
+    reason
+        .map_or(told.as_str(), |(_, reason)| reason)
+        .to_owned()
+}
+
 /// Sends the refusal, and reads until the client has closed: with bytes unread, the connection
 /// would be reset, and the refusal lost on its way.
 async fn last_words(stream: &mut Stream, rejection: Rejection) -> io::Result<()> {
@@ -577,6 +617,9 @@ const MOST_REFUSALS: Most = Most(Some(64));
 
 /// How long a client may take to hear that it is refused.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often the log tells of a TLS handshake that failed.
+const TELLING: Duration = Duration::from_secs(1);
 
 /// How long idle connections are kept open after the listeners have closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);

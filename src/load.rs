@@ -73,7 +73,9 @@ impl Load {
 }
 
 /// Why a connection is refused before there is a request.
-const REFUSED_CONNECTIONS: [Rejection; 3] = [
+const REFUSED_CONNECTIONS: [Rejection; 5] = [
+    Rejection::TlsHandshake,
+    Rejection::TlsHandshakeTimeout,
     Rejection::ConnectionsFull,
     Rejection::HeaderTooLarge,
     Rejection::RequestTimeout,

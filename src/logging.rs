@@ -161,7 +161,7 @@ impl Log for Discreet {
             log::debug!("{target}, line {line}: not told, as it may quote what was sent");
         } else if is_failed_handshake(record) {
             let mut told = Record::builder();
-            told.level(Level::Info).target("pingora_mcp::connections");
+            told.level(Level::Debug).target("pingora_mcp::connections");
             self.logger.log(&told.args(*record.args()).build());
         } else {
             self.logger.log(record);
@@ -181,7 +181,7 @@ fn quotes(record: &Record<'_>) -> bool {
     module.is_some_and(|module| quoting.contains(&module))
 }
 
-/// An error to Pingora, of HTTP/2. It is a client's, and nobody must act.
+/// An error to Pingora, of HTTP/2. It is a client's, nobody must act, and who scans is not to fill a disk.
 fn is_failed_handshake(record: &Record<'_>) -> bool {
     record.target() == "pingora_core::apps"
         && record.args().to_string().starts_with("H2 handshake error")

@@ -73,6 +73,10 @@ pub enum Rejection {
     NoBackend,
     /// The backend, or each that might take the request, has as many requests as it may.
     BackendFull,
+    /// The TLS handshake failed: nobody hears of it but the metrics.
+    TlsHandshake,
+    /// The client did not make its TLS handshake in time: the same.
+    TlsHandshakeTimeout,
     /// There are as many connections as there may be.
     ConnectionsFull,
     /// There are as many requests at backends as there may be.
@@ -346,6 +350,18 @@ impl Rejection {
                 "backend-full",
                 "MCP server busy",
                 "The MCP server has as many requests as it may. Try again later.",
+            ),
+            Self::TlsHandshake => (
+                StatusCode::BAD_REQUEST,
+                "tls-handshake",
+                "TLS handshake failed",
+                "The connection cannot be made secure.",
+            ),
+            Self::TlsHandshakeTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                "tls-handshake-timeout",
+                "TLS handshake too slow",
+                "The connection was not made secure in time.",
             ),
             Self::ConnectionsFull => (
                 StatusCode::SERVICE_UNAVAILABLE,

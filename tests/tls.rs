@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::Method;
 use pingora_mcp::Settings;
@@ -15,7 +15,9 @@ use rustls::version::{TLS12, TLS13};
 use support::process::ProxyProcess;
 use support::tls::{Authority, Files, TlsBackend, TlsClient, listener, next};
 use support::wire::Wire;
-use support::{Backend, Proxy, header, post, raw_in_turn, route, until, unused_address, within};
+use support::{
+    Backend, Proxy, header, post, raw_in_turn, route, until, until_asked, unused_address, within,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -680,7 +682,8 @@ async fn a_handshake_that_fails_is_told_and_no_error() {
     let authority = Authority::new();
     let own = authority.issue("own", &["localhost"]);
     let keys = listener(&[&own], Some(&authority.file()));
-    let proxy = ProxyProcess::listening(&keys, &route(&[NOBODY]), &[]).await;
+    let level = [("RUST_LOG", "info,pingora_mcp::connections=debug")];
+    let proxy = ProxyProcess::listening(&keys, &route(&[NOBODY]), &level).await;
     let client = TlsClient::trusting(&authority);
     assert!(client.raw(proxy.address, REQUEST).await.is_err());
     let told = "INFO  pingora_mcp::connections] TLS handshake failed: 127.0.0.1:";
@@ -689,7 +692,7 @@ async fn a_handshake_that_fails_is_told_and_no_error() {
     // One that leaves where HTTP/2 would begin, as browsers do that connect in advance.
     let client = client.with(&authority.issue("client", &["client"]));
     drop(client.connect(proxy.address, "localhost").await.unwrap());
-    let told = "INFO  pingora_mcp::connections] H2 handshake error";
+    let told = "DEBUG pingora_mcp::connections] H2 handshake error";
     within("a line on the end", logged(&proxy, told)).await;
     assert!(!proxy.log().contains("ERROR"), "{}", proxy.log());
 }
@@ -740,6 +743,51 @@ async fn openssl_gets_in_by_tls_1_2_and_1_3_alone_and_by_no_weak_cipher() {
                 .map(|cipher| cipher.to_string())
                 .collect()
         );
+    }
+}
+
+#[tokio::test]
+async fn handshakes_that_fail_are_counted_and_told_once_a_second_or_each_at_debug() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    for level in ["info", "info,pingora_mcp::connections=debug"] {
+        let admin = unused_address();
+        let more =
+            format!("  admin: {{ address: {admin} }}\n  timeouts: {{ tls_handshake: 1s }}\n");
+        let (keys, mcp) = (listener(&[&own], None), route(&[NOBODY]) + &more);
+        let mut proxy = ProxyProcess::listening(&keys, &mcp, &[("RUST_LOG", level)]).await;
+        let begun = Instant::now();
+        let _stalled = TcpStream::connect(proxy.address).await.unwrap();
+        for _ in 0..40 {
+            let mut no_tls = Wire::connect(proxy.address).await;
+            no_tls.send(REQUEST).await;
+            no_tls.until_closed().await;
+        }
+        for counted in [
+            r#"refusals_total{reason="tls-handshake"} 40"#,
+            r#"refusals_total{reason="tls-handshake-timeout"} 1"#,
+            r#"limits_hit_total{limit="tls_handshake"} 1"#,
+        ] {
+            let is_counted = async || {
+                let metrics = reqwest::get(format!("http://{admin}/metrics")).await;
+                metrics.unwrap().text().await.unwrap().contains(counted)
+            };
+            until_asked(counted, is_counted).await;
+        }
+        proxy.signal("TERM");
+        assert_eq!(proxy.ended().await, Some(0));
+        let log = proxy.log();
+        let told = log.matches("TLS handshake failed: 127.0.0.1:").count();
+        match level.contains("debug") {
+            true => assert_eq!(told, 41, "{log}"),
+            false => {
+                let seconds = begun.elapsed().as_secs() as usize;
+                assert!((1..=2 + seconds).contains(&told), "{log}");
+            }
+        }
+        let reasons =
+            ["received corrupt message", "not within 1s"].map(|it| log.matches(it).count());
+        assert_eq!(reasons.iter().sum::<usize>(), told, "{log}");
     }
 }
 

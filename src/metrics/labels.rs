@@ -87,6 +87,8 @@ impl Reaped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Limit {
+    /// The client did not make its TLS handshake within `timeouts.tls_handshake`.
+    TlsHandshake,
     /// The backend did not take a connection within `timeouts.connect`.
     Connect,
     /// The backend was silent for longer than its route allows.
@@ -125,6 +127,7 @@ impl Limit {
     /// The limit that is behind a refusal, if one is.
     pub fn of(rejection: Rejection) -> Option<Self> {
         match rejection {
+            Rejection::TlsHandshakeTimeout => Some(Self::TlsHandshake),
             Rejection::RequestTimeout => Some(Self::ClientRead),
             Rejection::SessionsFull => Some(Self::Sessions),
             Rejection::ClientSessions => Some(Self::ClientSessions),
@@ -154,6 +157,7 @@ impl Limit {
             | Rejection::TransferCodingUnknown
             | Rejection::MessageNotJson
             | Rejection::Internal
+            | Rejection::TlsHandshake
             | Rejection::BackendUnreachable
             | Rejection::BackendAnswerInvalid
             | Rejection::NoBackend
@@ -165,6 +169,7 @@ impl Limit {
     /// A short stable name, used as a label.
     pub fn name(self) -> &'static str {
         match self {
+            Self::TlsHandshake => "tls_handshake",
             Self::Connect => "connect",
             Self::Silence => "silence",
             Self::ClientRead => "client_read",
