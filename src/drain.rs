@@ -5,8 +5,7 @@
 //! what is left. Here the signals are heard by [`Drain`], which closes the listeners itself by the
 //! watch that its [`Drained`] services listen to, and tells Pingora to end when they are empty.
 
-use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,9 +15,10 @@ use pingora_core::services::listening::Service;
 use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
+use crate::handover::{self, Successor};
 use crate::load::Load;
 use crate::setting::Period;
 
@@ -31,7 +31,7 @@ pub struct Drain {
     load: Load,
     /// Where a new process takes the listening sockets over, and the sockets.
     upgrade_sock: String,
-    sockets: OnceLock<ListenFds>,
+    sockets: ListenFds,
 }
 
 /// `mcp.drain` in the configuration file: how the process ends on SIGTERM, and after an upgrade.
@@ -56,13 +56,13 @@ impl Default for DrainSettings {
 }
 
 impl Drain {
-    /// Of a server whose connections are in `load`, and that hands its sockets over at
-    /// `upgrade_sock`: its own `sockets`, or without them those that Pingora has.
+    /// Of a server whose connections are in `load`, and that hands the `sockets` that it listens on
+    /// over at `upgrade_sock`.
     pub fn new(
         settings: DrainSettings,
         load: Load,
         upgrade_sock: String,
-        sockets: Option<ListenFds>,
+        sockets: ListenFds,
     ) -> Self {
         Self {
             settings,
@@ -70,7 +70,7 @@ impl Drain {
             handed_over: watch::Sender::new(false),
             load,
             upgrade_sock,
-            sockets: sockets.map(OnceLock::from).unwrap_or_default(),
+            sockets,
         }
     }
 
@@ -91,31 +91,14 @@ impl Drain {
         }
     }
 
-    /// Gives the listening sockets to a new process.
-    async fn hand_over(&self) -> Result<(), String> {
-        let sockets = self.sockets.get().ok_or("nothing is listened on yet")?;
-        let (sockets, upgrade_sock) = (Arc::clone(sockets), self.upgrade_sock.clone());
-        let (told, outcome) = oneshot::channel();
-        // Pingora sleeps until the new process is there. A thread of its own, as the end of a
-        // runtime would wait for one of the runtime's.
-        let send = move || told.send(sockets.lock().send_to_sock(upgrade_sock.as_str()));
-        let thread = thread::Builder::new().spawn(send);
-        thread.map_err(|error| error.to_string())?;
-        let sent = outcome.await.map_err(|error| error.to_string())?;
-        sent.map(drop).map_err(|error| error.to_string())
-    }
-
-    /// Gives the listening sockets to a new process, and says when that has begun. `false` where
-    /// there is none: to end then would leave nobody at all.
-    async fn give_way(&self) -> bool {
-        if let Err(error) = self.hand_over().await {
-            log::error!("no new process took the sockets over: {error}");
-            return false;
-        }
+    /// Gives the listening sockets to a new process, and returns when that one serves in the place of
+    /// this one. Where it does not, this one still has the sockets: to end would leave nobody at all.
+    async fn give_way(&self) -> Result<(), String> {
+        let successor = Successor::with(&self.sockets, self.upgrade_sock.clone()).await?;
         log::info!("listening sockets handed over");
-        sleep(HANDOVER).await;
+        successor.begun().await?;
         self.handed_over.send_replace(true);
-        true
+        Ok(())
     }
 }
 
@@ -140,6 +123,7 @@ impl ShutdownSignalWatch for Signals {
             return ShutdownSignal::FastShutdown;
         };
         log::info!("{}", self.started);
+        handover::begin(&drain.sockets);
         loop {
             tokio::select! {
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
@@ -149,8 +133,9 @@ impl ShutdownSignalWatch for Signals {
             tokio::select! {
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
                 _ = terminate.recv() => break,
-                is_succeeded = drain.give_way() => if is_succeeded {
-                    break;
+                given = drain.give_way() => match given {
+                    Ok(()) => break,
+                    Err(error) => log::error!("this process goes on: {error}"),
                 },
             }
         }
@@ -202,14 +187,12 @@ impl<A> Drained<A> {
 impl<A: ServerApp + Send + Sync + 'static> ServiceWithDependents for Drained<A> {
     async fn start_service(
         &mut self,
-        sockets: Option<ListenFds>,
+        _: Option<ListenFds>,
         _: ShutdownWatch,
         listeners_per_fd: usize,
         ready: ServiceReadyNotifier,
     ) {
-        // One table for all services, which each adds its own to where they are not there yet.
-        let of_all = |sockets: ListenFds| Arc::clone(self.drain.sockets.get_or_init(|| sockets));
-        let sockets = sockets.map(of_all);
+        let sockets = Some(Arc::clone(&self.drain.sockets));
         let closes = self.closes.clone();
         let service: &mut dyn ServiceWithDependents = &mut self.service;
         service
@@ -236,6 +219,3 @@ fn listen(kind: SignalKind) -> Option<Signal> {
         .inspect_err(|error| log::error!("a signal cannot be listened to: {error}"))
         .ok()
 }
-
-/// How long a new process has to begin, while both take connections. As long as Pingora's own.
-const HANDOVER: Duration = Duration::from_secs(5);

@@ -43,6 +43,7 @@ pub mod drain;
 pub mod exchange;
 mod fields;
 pub mod gateway;
+mod handover;
 mod headers;
 pub mod host;
 pub mod limits;

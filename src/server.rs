@@ -18,6 +18,7 @@ use crate::config::{Config, Settings};
 use crate::connections::Connections;
 use crate::drain::{Drain, Drained, Signals};
 use crate::gateway::Gateway;
+use crate::handover;
 use crate::listener::Listeners;
 use crate::metrics::Metrics;
 use crate::observe::{AccessLog, Admin, Observer};
@@ -37,7 +38,7 @@ use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 /// background, what [`start::check`](start::check) finds is a panic.
 ///
 /// # Errors
-/// An address cannot be listened on, or the access log not be written.
+/// An address cannot be listened on, no running process be replaced, or the access log not be written.
 pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let Settings {
         mut server,
@@ -51,9 +52,13 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     // One thread has nobody to take work from. On a runtime that does not try, a request costs it a
     // seventh less.
     server.work_stealing &= server.threads > 1;
-    let sockets = match options.upgrade {
-        true => None,
-        false => Some(bind(&mcp)?),
+    // Here and not by Pingora, which keeps them to itself.
+    let sockets = match std::mem::take(&mut options.upgrade) {
+        true => {
+            let taken_over = handover::receive(&server.upgrade_sock);
+            Arc::new(taken_over.map_err(StartError::Upgrade)?.into())
+        }
+        false => bind(&mcp)?,
     };
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
@@ -239,6 +244,12 @@ pub enum StartError {
         /// What the system says.
         cause: io::Error,
     },
+    /// No process gave its listening sockets to this one.
+    #[error(
+        "no process gave its listening sockets ({0}): -u waits some seconds for one that is sent \
+         SIGQUIT and has the same 'upgrade_sock'; without a running one, start without -u"
+    )]
+    Upgrade(io::Error),
     /// The access log's file cannot be opened.
     #[error("mcp.access_log.path: cannot be opened: {0}")]
     AccessLog(io::Error),

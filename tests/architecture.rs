@@ -31,6 +31,7 @@ const LAYERS: &[&str] = &[
     "backend_watch",
     "stream_watch",
     "reaper",
+    "handover",
     "drain",
     "observe",
     "config",

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -129,8 +129,14 @@ impl ProxyProcess {
     /// Starts a proxy that takes the listening sockets over from this one, which then is to be
     /// sent SIGQUIT.
     pub fn successor(&self) -> Self {
+        self.successor_with(&[])
+    }
+
+    /// A proxy as [`successor`](Self::successor), with `arguments` more.
+    pub fn successor_with(&self, arguments: &[&str]) -> Self {
         let mut command = Command::new(binary());
-        command.arg("-u").arg("-c").arg(&self.configuration);
+        command.arg("-u").args(arguments);
+        command.arg("-c").arg(&self.configuration);
         Self {
             address: self.address,
             program: Program::start(command.env_remove("RUST_LOG")),
@@ -149,15 +155,30 @@ impl ProxyProcess {
     pub async fn start_again(&mut self) {
         // A connection of anybody's may have the port for a moment.
         for _ in 0..5 {
-            let mut command = Command::new(binary());
-            command.arg("-c").arg(&self.configuration);
-            self.program = Program::start(command.env_remove("RUST_LOG"));
+            self.begin_again();
             if self.until(|log| log.contains("listening on")).await {
                 return;
             }
             assert!(self.log().contains("cannot listen on"), "{}", self.log());
         }
         panic!("its port stays taken");
+    }
+
+    /// Starts it anew after its end, and waits for nothing.
+    pub fn begin_again(&mut self) {
+        let mut command = Command::new(binary());
+        command.arg("-c").arg(&self.configuration);
+        self.program = Program::start(command.env_remove("RUST_LOG"));
+    }
+
+    /// The file of its configuration.
+    pub fn configuration(&self) -> &Path {
+        &self.configuration
+    }
+
+    /// Where it hands its listening sockets over.
+    pub fn upgrade_sock(&self) -> String {
+        upgrade_sock(self.address)
     }
 
     /// Waits until its log is as `is_so` says, and says no if it ends before that.
@@ -326,11 +347,15 @@ pub fn binary() -> OsString {
 }
 
 fn document(address: SocketAddr, keys: &str, mcp: &str) -> String {
-    let folder = env!("CARGO_TARGET_TMPDIR");
-    let port = address.port();
+    let upgrade_sock = upgrade_sock(address);
     format!(
-        "version: 1\nupgrade_sock: {folder}/{port}.sock\nmcp:\n  listeners:\n    - address: {address}\n{keys}{mcp}"
+        "version: 1\nupgrade_sock: {upgrade_sock}\nmcp:\n  listeners:\n    - address: {address}\n{keys}{mcp}"
     )
+}
+
+fn upgrade_sock(address: SocketAddr) -> String {
+    let folder = env!("CARGO_TARGET_TMPDIR");
+    format!("{folder}/{}.sock", address.port())
 }
 
 /// A path that no other test uses.

@@ -1,0 +1,120 @@
+//! How a new process takes the place of an old one, and what goes wrong with that: whoever serves goes
+//! on until another does. Real processes of the built binary.
+
+mod support;
+
+use std::fs;
+use std::os::fd::IntoRawFd;
+use std::path::PathBuf;
+use std::process::Command;
+
+use pingora_core::server::Fds;
+use support::process::{ProxyProcess, scratch_file};
+use support::{Backend, ask, initialize, open_session, route, within};
+
+#[tokio::test]
+async fn a_new_process_that_dies_in_the_handover_leaves_the_service_to_the_old_one() {
+    let backend = Backend::with_session("id").await;
+    let mut old = ProxyProcess::start(&route(&[backend.address])).await;
+    let id = open_session(&old.url("/mcp")).await;
+    let mut new = old.successor();
+    old.signal("QUIT");
+    assert!(new.until(|log| log.contains("listening on")).await);
+    new.kill().await;
+    goes_on(&mut old, &id, "the new process has ended").await;
+
+    // And it is still there to be upgraded.
+    let new = old.successor();
+    old.signal("QUIT");
+    assert_eq!(old.ended().await, Some(0));
+    open_session(&new.url("/mcp")).await;
+}
+
+#[tokio::test]
+async fn a_new_process_that_never_serves_leaves_the_service_to_the_old_one() {
+    let backend = Backend::with_session("id").await;
+    let mut old = ProxyProcess::start(&route(&[backend.address])).await;
+    let id = open_session(&old.url("/mcp")).await;
+    let upgrade_sock = old.upgrade_sock();
+    let taken = tokio::task::spawn_blocking(move || {
+        let mut sockets = Fds::new();
+        sockets
+            .get_from_sock(upgrade_sock.as_str())
+            .map(|()| sockets)
+    });
+    old.signal("QUIT");
+    let sockets = within("the sockets", taken).await.unwrap().unwrap();
+    assert!(sockets.get(&old.address.to_string()).is_some());
+    goes_on(&mut old, &id, "the new process does not serve").await;
+}
+
+/// One that sends its sockets and no more, and that leaves without a word from the new one.
+#[tokio::test]
+async fn an_old_process_that_asks_for_nothing_is_replaced() {
+    let backend = Backend::with_session("id").await;
+    let mut proxy = ProxyProcess::start(&route(&[backend.address])).await;
+    proxy.kill().await;
+    let listener = support::process::listen_again(&proxy.address.to_string());
+    listener.set_nonblocking(true).unwrap();
+    let mut sockets = Fds::new();
+    sockets.add(proxy.address.to_string(), listener.into_raw_fd());
+
+    let new = proxy.successor();
+    let upgrade_sock = proxy.upgrade_sock();
+    let sent = tokio::task::spawn_blocking(move || sockets.send_to_sock(upgrade_sock.as_str()));
+    within("the sockets' way", sent).await.unwrap().unwrap();
+    open_session(&new.url("/mcp")).await;
+}
+
+#[tokio::test]
+async fn a_new_process_in_the_background_takes_over() {
+    let backend = Backend::with_session("id").await;
+    let background = Background(scratch_file("pid"));
+    let pid_file = format!("pid_file: {}\n", background.0.display());
+    let mut old = ProxyProcess::start(&(route(&[backend.address]) + &pid_file)).await;
+    let mut new = old.successor_with(&["-d"]);
+    old.signal("QUIT");
+    assert_eq!(new.ended().await, Some(0));
+    assert_eq!(old.ended().await, Some(0), "{}", new.log());
+    open_session(&old.url("/mcp")).await;
+}
+
+#[tokio::test]
+async fn a_new_process_that_does_not_get_to_the_background_leaves_the_service_to_the_old_one() {
+    let backend = Backend::with_session("id").await;
+    let background = Background(scratch_file("pid"));
+    let pid_file = format!("pid_file: {}\n", background.0.display());
+    let mcp = route(&[backend.address]) + &pid_file;
+    let mut old = ProxyProcess::start(&mcp).await;
+    let id = open_session(&old.url("/mcp")).await;
+    old.write_configuration(&(mcp + "working_directory: /no/such/folder\n"));
+    let mut new = old.successor_with(&["-d"]);
+    old.signal("QUIT");
+    new.ended().await;
+    goes_on(&mut old, &id, "").await;
+}
+
+/// Waits until `old` says that it goes on, and why, and has it serve its session `id`, and new ones.
+async fn goes_on(old: &mut ProxyProcess, id: &str, why: &str) {
+    let is_told = |line: &str| line.contains("goes on") && line.contains(why);
+    assert!(old.until(|log| log.lines().any(is_told)).await);
+    assert_eq!(ask(&old.url("/mcp"), id).await.status(), 200);
+    assert_eq!(
+        initialize(&old.url("/mcp")).send().await.unwrap().status(),
+        200
+    );
+}
+
+/// A process in the background that names itself in a file. Ends with this.
+struct Background(PathBuf);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Ok(pid) = fs::read_to_string(&self.0) {
+            let _ = Command::new("kill")
+                .args(["-s", "KILL", pid.trim()])
+                .status();
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+}
