@@ -6,6 +6,7 @@
 //! when it serves ([`begin`]).
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
@@ -68,6 +69,13 @@ pub(crate) fn receive(path: &str) -> io::Result<Fds> {
     let mut sockets = Fds::new();
     sockets.get_from_sock(path)?;
     Ok(sockets)
+}
+
+/// Keeps of `sockets` those that listen on `addresses`, and closes the others.
+pub(crate) fn keep(sockets: &mut Fds, addresses: &[SocketAddr]) {
+    let addresses = addresses.iter().map(SocketAddr::to_string);
+    let pipes = [BEGINS, LIVES].map(str::to_owned);
+    sockets.close_unclaimed(&addresses.chain(pipes).collect());
 }
 
 /// Tells the process that `sockets` come from, where one does ask, that this one serves.

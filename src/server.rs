@@ -52,14 +52,12 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     // One thread has nobody to take work from. On a runtime that does not try, a request costs it a
     // seventh less.
     server.work_stealing &= server.threads > 1;
-    // Here and not by Pingora, which keeps them to itself.
-    let sockets = match std::mem::take(&mut options.upgrade) {
-        true => {
-            let taken_over = handover::receive(&server.upgrade_sock);
-            Arc::new(taken_over.map_err(StartError::Upgrade)?.into())
-        }
-        false => bind(&mcp)?,
+    // Here and not by Pingora, which would go on without the addresses that are new.
+    let taken_over = match std::mem::take(&mut options.upgrade) {
+        true => handover::receive(&server.upgrade_sock).map_err(StartError::Upgrade)?,
+        false => Fds::new(),
     };
+    let sockets = bind(&mcp, taken_over)?;
     let mut pingora = Server::new_with_opt_and_conf(options, server);
     pingora.bootstrap();
     let started = summary(&mcp);
@@ -258,9 +256,10 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Sockets that take connections from now on, for the services to go on with. Pingora itself would
-/// try a bind for half a minute and then go on without the listener.
-fn bind(config: &Config) -> Result<ListenFds, StartError> {
+/// Sockets that take connections from now on, for the services to go on with: those that were
+/// `taken_over`, and for other addresses new ones. Pingora itself would try a bind for half a minute
+/// and then go on without the listener.
+fn bind(config: &Config, mut taken_over: Fds) -> Result<ListenFds, StartError> {
     let bind = |address: SocketAddr| {
         let bound = TcpListener::bind(address).and_then(|socket| {
             socket.set_nonblocking(true)?;
@@ -268,13 +267,15 @@ fn bind(config: &Config) -> Result<ListenFds, StartError> {
         });
         bound.map_err(|cause| StartError::Listen { address, cause })
     };
-    let addresses = config.listeners.iter().map(|listener| listener.address);
-    let bound: Result<Vec<_>, _> = addresses.chain(config.admin.address).map(bind).collect();
-    let mut sockets = Fds::new();
+    let listeners = config.listeners.iter().map(|listener| listener.address);
+    let mut addresses: Vec<_> = listeners.chain(config.admin.address).collect();
+    handover::keep(&mut taken_over, &addresses);
+    addresses.retain(|address| taken_over.get(&address.to_string()).is_none());
+    let bound: Result<Vec<_>, _> = addresses.into_iter().map(bind).collect();
     for (address, socket) in bound? {
-        sockets.add(address, socket.into_raw_fd());
+        taken_over.add(address, socket.into_raw_fd());
     }
-    Ok(Arc::new(sockets.into()))
+    Ok(Arc::new(taken_over.into()))
 }
 
 /// Has the system give as many descriptors as it may, and says how many there are for connections of

@@ -4,13 +4,69 @@
 mod support;
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::process::Command;
 
 use pingora_core::server::Fds;
 use support::process::{ProxyProcess, scratch_file};
-use support::{Backend, ask, initialize, open_session, route, within};
+use support::{Backend, ask, initialize, open_session, route, unused_address, within};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn listeners_come_and_go_with_an_upgrade() {
+    let backend = Backend::with_session("id").await;
+    let [kept, removed, added] = std::array::from_fn(|_| unused_address());
+    let admin = format!("  admin: {{ address: {kept} }}\n");
+    let mcp = route(&[backend.address]) + &admin;
+    let mut old = ProxyProcess::listening(&listener(removed), &mcp, &[]).await;
+
+    old.keys = listener(added);
+    old.write_configuration(&mcp);
+    let mut new = old.successor();
+    old.signal("QUIT");
+    assert_eq!(old.ended().await, Some(0));
+    for address in [new.address, kept, added] {
+        within("a connection", TcpStream::connect(address))
+            .await
+            .unwrap();
+    }
+    assert!(TcpStream::connect(removed).await.is_err());
+
+    // Also what has been handed over and added is handed over.
+    let newest = new.successor();
+    new.signal("QUIT");
+    assert_eq!(new.ended().await, Some(0));
+    open_session(&newest.url("/mcp")).await;
+    within("a connection", TcpStream::connect(added))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_added_is_told_and_the_old_process_goes_on() {
+    let backend = Backend::with_session("id").await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let admin = format!("  admin: {{ address: {taken} }}\n");
+    for (keys, more) in [(listener(taken), ""), (String::new(), &*admin)] {
+        let mut old = ProxyProcess::start(&route(&[backend.address])).await;
+        let id = open_session(&old.url("/mcp")).await;
+        old.keys = keys;
+        old.write_configuration(&(route(&[backend.address]) + more));
+
+        let mut new = old.successor();
+        old.signal("QUIT");
+        assert_eq!(new.ended().await, Some(1));
+        let log = new.log();
+        assert!(
+            log.contains(&format!("cannot listen on {taken}: ")),
+            "{log}"
+        );
+        goes_on(&mut old, &id, "the new process has ended").await;
+    }
+}
 
 #[tokio::test]
 async fn a_new_process_that_dies_in_the_handover_leaves_the_service_to_the_old_one() {
@@ -103,6 +159,11 @@ async fn goes_on(old: &mut ProxyProcess, id: &str, why: &str) {
         initialize(&old.url("/mcp")).send().await.unwrap().status(),
         200
     );
+}
+
+/// The lines of one more listener.
+fn listener(address: SocketAddr) -> String {
+    format!("    - address: {address}\n")
 }
 
 /// A process in the background that names itself in a file. Ends with this.
