@@ -36,6 +36,13 @@ impl Successor {
         for (name, pipe) in [(BEGINS, &begins_there), (LIVES, &lives_there)] {
             sent.add(name.to_owned(), pipe.as_raw_fd());
         }
+        let count = sent.serialize().0.len();
+        if count > MAX_DESCRIPTORS {
+            let (most, addresses) = (MAX_DESCRIPTORS - 2, count - 2);
+            return Err(format!(
+                "{most} addresses can be handed over, and there are {addresses}"
+            ));
+        }
         let (told, outcome) = oneshot::channel();
         // Pingora sleeps until the new process is there. A thread of its own, as the end of a
         // runtime would wait for one of the runtime's.
@@ -105,6 +112,10 @@ const BEGINNING: Duration = Duration::from_secs(15);
 
 /// How long both take connections. As long as Pingora's own.
 const HANDOVER: Duration = Duration::from_secs(5);
+
+/// As many as Pingora receives, the pipes included; it sends more all the same. Their names are then
+/// far below what it sends of these, 2048 bytes.
+const MAX_DESCRIPTORS: usize = 32;
 
 /// The name of the pipe that is closed by who serves. No name of an address.
 const BEGINS: &str = "pingora-mcp/begins";

@@ -69,6 +69,33 @@ async fn an_address_that_cannot_be_added_is_told_and_the_old_process_goes_on() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(target_os = "linux"), ignore = "127.0.1.1 is no address there")]
+async fn as_many_addresses_are_handed_over_as_can_be_and_with_more_the_old_process_goes_on() {
+    let backend = Backend::with_session("id").await;
+    for (others, are_too_many) in [(29, false), (30, true)] {
+        let port = unused_address().port();
+        let others = (1..=others).map(|number| SocketAddr::from(([127, 0, 1, number], port)));
+        let keys: String = others.map(listener).collect();
+        let mut old = ProxyProcess::listening(&keys, &route(&[backend.address]), &[]).await;
+        let id = open_session(&old.url("/mcp")).await;
+
+        let new = old.successor();
+        old.signal("QUIT");
+        if are_too_many {
+            goes_on(
+                &mut old,
+                &id,
+                "30 addresses can be handed over, and there are 31",
+            )
+            .await;
+        } else {
+            assert_eq!(old.ended().await, Some(0));
+            open_session(&new.url("/mcp")).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_new_process_that_dies_in_the_handover_leaves_the_service_to_the_old_one() {
     let backend = Backend::with_session("id").await;
     let mut old = ProxyProcess::start(&route(&[backend.address])).await;
