@@ -43,6 +43,7 @@ impl Successor {
                 "{most} addresses can be handed over, and there are {addresses}"
             ));
         }
+        log::info!("waiting for a new process to take the listening sockets over");
         let (told, outcome) = oneshot::channel();
         // Pingora sleeps until the new process is there. A thread of its own, as the end of a
         // runtime would wait for one of the runtime's.

@@ -158,14 +158,18 @@ impl Log for Discreet {
         }
         if quotes(record) {
             let (target, line) = (record.target(), record.line().unwrap_or_default());
-            log::debug!("{target}, line {line}: not told, as it may quote what was sent");
-        } else if is_failed_handshake(record) {
-            let mut told = Record::builder();
-            told.level(Level::Debug).target("pingora_mcp::connections");
-            self.logger.log(&told.args(*record.args()).build());
-        } else {
-            self.logger.log(record);
+            return log::debug!("{target}, line {line}: not told, as it may quote what was sent");
         }
+        let target = if is_failed_handshake(record) {
+            "pingora_mcp::connections"
+        } else if is_of_the_handover(record) {
+            "pingora_mcp::handover"
+        } else {
+            return self.logger.log(record);
+        };
+        let mut told = Record::builder();
+        told.level(Level::Debug).target(target);
+        self.logger.log(&told.args(*record.args()).build());
     }
 
     fn flush(&self) {
@@ -185,4 +189,10 @@ fn quotes(record: &Record<'_>) -> bool {
 fn is_failed_handshake(record: &Record<'_>) -> bool {
     record.target() == "pingora_core::apps"
         && record.args().to_string().starts_with("H2 handshake error")
+}
+
+/// Each second that a process waits for the other is an error to Pingora, or a warning. How it ends is
+/// told here.
+fn is_of_the_handover(record: &Record<'_>) -> bool {
+    record.target() == "pingora_core::server::transfer_fd"
 }

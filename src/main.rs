@@ -78,8 +78,8 @@ Examples:
 Signals: SIGHUP reads the configuration again, SIGTERM ends after the requests under way, SIGINT at
 once, SIGQUIT hands the listening sockets over to a new process that was started with -u.
 
-Exit codes: 0 success, 1 an address cannot be listened on, 2 an unknown option, 64 a bad configuration
-or none.";
+Exit codes: 0 success, 1 an address cannot be listened on or no running server be replaced, 2 an
+unknown option, 64 a bad configuration or none.";
 
 /// sysexits.h: the command was used wrongly.
 const EX_USAGE: u8 = 64;

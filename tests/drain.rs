@@ -149,7 +149,7 @@ async fn signals_are_heard_while_a_new_process_is_waited_for() {
         let mut proxy = ProxyProcess::start(&route(&[backend.address])).await;
         open_session(&proxy.url("/mcp")).await;
         proxy.signal("QUIT");
-        assert!(proxy.until(|log| log.contains("server not ready")).await);
+        assert!(proxy.until(|log| log.contains("waiting for a new")).await);
         proxy.signal(signal);
         assert_eq!(proxy.ended().await, Some(0));
         let log = proxy.log();

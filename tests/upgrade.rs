@@ -42,6 +42,9 @@ async fn listeners_come_and_go_with_an_upgrade() {
     within("a connection", TcpStream::connect(added))
         .await
         .unwrap();
+    for log in [old.log(), new.log(), newest.log()] {
+        assert!(!log.contains("ERROR"), "{log}");
+    }
 }
 
 #[tokio::test]
@@ -175,6 +178,22 @@ async fn a_new_process_that_does_not_get_to_the_background_leaves_the_service_to
     old.signal("QUIT");
     new.ended().await;
     goes_on(&mut old, &id, "").await;
+}
+
+#[tokio::test]
+async fn a_new_process_that_finds_no_old_one_says_what_to_do() {
+    let backend = Backend::with_session("id").await;
+    let mut proxy = ProxyProcess::start(&route(&[backend.address])).await;
+    let mut new = proxy.successor();
+    assert_eq!(new.ended().await, Some(1));
+    let log = new.log();
+    assert!(
+        log.contains("no process gave its listening sockets"),
+        "{log}"
+    );
+    assert!(log.contains("SIGQUIT"), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+    proxy.kill().await;
 }
 
 /// Waits until `old` says that it goes on, and why, and has it serve its session `id`, and new ones.
