@@ -6,6 +6,7 @@
 //! watch that its [`Drained`] services listen to, and tells Pingora to end when they are empty.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -106,8 +107,10 @@ impl Drain {
 pub struct Signals {
     /// What ends by them.
     pub drain: Arc<Drain>,
-    /// Logged once they are heard: before, each would end the process at once.
+    /// Logged once they are heard.
     pub started: String,
+    /// Whether SIGQUIT has come before that.
+    pub quit: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -124,12 +127,16 @@ impl ShutdownSignalWatch for Signals {
         };
         log::info!("{}", self.started);
         handover::begin(&drain.sockets);
+        let mut is_asked = self.quit.load(Ordering::Relaxed);
         loop {
-            tokio::select! {
-                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
-                _ = terminate.recv() => break,
-                _ = quit.recv() => {}
+            if !is_asked {
+                tokio::select! {
+                    _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                    _ = terminate.recv() => break,
+                    _ = quit.recv() => {}
+                }
             }
+            is_asked = false;
             tokio::select! {
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
                 _ = terminate.recv() => break,

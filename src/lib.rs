@@ -40,6 +40,7 @@ pub mod connections;
 pub mod cors;
 pub mod discovery;
 pub mod drain;
+pub mod early_signals;
 pub mod exchange;
 mod fields;
 pub mod gateway;

@@ -6,6 +6,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use mimalloc::MiMalloc;
 use pingora_core::server::configuration::Opt;
 use pingora_mcp::config::Settings;
+use pingora_mcp::early_signals::EarlySignals;
 use pingora_mcp::{logging, server, start};
 
 /// It takes a tenth less of the processor than the system's, and less memory once streams have come and
@@ -22,6 +23,14 @@ struct CommandLine {
 }
 
 fn main() -> ExitCode {
+    // First of all: until then both end the process.
+    let early = match EarlySignals::keep() {
+        Ok(early) => early,
+        Err(error) => {
+            eprintln!("signals cannot be listened to: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let options = parse_command_line().pingora;
     let _last_lines = logging::start();
     let Some(path) = options.conf.as_deref() else {
@@ -41,7 +50,7 @@ fn main() -> ExitCode {
         eprintln!("{path}: the configuration is good");
         return ExitCode::SUCCESS;
     }
-    match server::run(options, settings) {
+    match server::run(options, settings, early) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

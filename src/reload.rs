@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::services::background::BackgroundService;
-use signal_hook::consts::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ConfigError, Settings};
@@ -50,19 +49,16 @@ pub struct Fixed {
 
 impl Reload {
     /// For a server that was started by what stands in `file`, `fixed` of it, that has so many
-    /// `descriptors` for connections and requests, and that serves `gateway`. From here on SIGHUP does
-    /// not end the process.
+    /// `descriptors` for connections and requests, and that serves `gateway`. SIGHUP may have been
+    /// `asked` for already.
     pub fn new(
         file: impl Into<PathBuf>,
         fixed: Fixed,
         descriptors: Most,
         gateway: Arc<Gateway>,
+        asked: Arc<AtomicBool>,
     ) -> Self {
         let file = file.into();
-        let asked = Arc::default();
-        if let Err(error) = signal_hook::flag::register(SIGHUP, Arc::clone(&asked)) {
-            log::error!("SIGHUP ends the process: {error}");
-        }
         Self {
             // A server in the background changes its directory.
             file: std::path::absolute(&file).unwrap_or(file),

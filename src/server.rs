@@ -17,6 +17,7 @@ use crate::backend_watch::BackendWatch;
 use crate::config::{Config, Settings};
 use crate::connections::Connections;
 use crate::drain::{Drain, Drained, Signals};
+use crate::early_signals::EarlySignals;
 use crate::gateway::Gateway;
 use crate::handover;
 use crate::listener::Listeners;
@@ -34,12 +35,13 @@ use crate::stream_watch::StreamWatch;
 use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 
 /// Runs the proxy until a signal ends it. `options` are Pingora's own; the configuration file that
-/// they name is the one that `settings` have been read from, and is read again on SIGHUP. In the
-/// background, what [`start::check`](start::check) finds is a panic.
+/// they name is the one that `settings` have been read from, and is read again on SIGHUP. What of
+/// `early` has come is done as soon as it can be. In the background, what
+/// [`start::check`](start::check) finds is a panic.
 ///
 /// # Errors
 /// An address cannot be listened on, no running process be replaced, or the access log not be written.
-pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
+pub fn run(mut options: Opt, settings: Settings, early: EarlySignals) -> Result<(), StartError> {
     let Settings {
         mut server,
         mut mcp,
@@ -83,7 +85,7 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let store = store(&mcp.sessions, shared);
     let gateway = Arc::new(gateway_with(mcp, store));
     let reload = file.map(|file| {
-        let reload = Reload::new(file, fixed, descriptors, Arc::clone(&gateway));
+        let reload = Reload::new(file, fixed, descriptors, Arc::clone(&gateway), early.hangup);
         let service = background_service("reload", reload);
         let reload = service.task();
         pingora.add_service(service);
@@ -120,7 +122,11 @@ pub fn run(mut options: Opt, settings: Settings) -> Result<(), StartError> {
     let service = proxy_service(&pingora.configuration, proxy, &listeners);
     pingora.add_service(Drained::new(service, Arc::clone(&drain)));
     pingora.run(RunArgs {
-        shutdown_signal: Box::new(Signals { drain, started }),
+        shutdown_signal: Box::new(Signals {
+            drain,
+            started,
+            quit: early.quit,
+        }),
     });
     if let Some(access_log) = access_log {
         access_log.flush();

@@ -31,6 +31,7 @@ const LAYERS: &[&str] = &[
     "backend_watch",
     "stream_watch",
     "reaper",
+    "early_signals",
     "handover",
     "drain",
     "observe",

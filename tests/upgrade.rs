@@ -196,6 +196,41 @@ async fn a_new_process_that_finds_no_old_one_says_what_to_do() {
     proxy.kill().await;
 }
 
+/// The start is held up where the configuration is read.
+#[tokio::test]
+async fn signals_that_come_before_the_process_listens_are_heard_once_it_does() {
+    let backend = Backend::with_session("id").await;
+    let mut proxy = ProxyProcess::start(&route(&[backend.address])).await;
+    proxy.kill().await;
+    let file = proxy.configuration().to_owned();
+    let yaml = fs::read_to_string(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(&file)
+            .status()
+            .unwrap()
+            .success()
+    );
+    proxy.begin_again();
+    // Returns once it is opened for reading.
+    let path = file.clone();
+    let opened = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(path));
+    let pipe = within("its configuration's opening", opened)
+        .await
+        .unwrap()
+        .unwrap();
+    proxy.signal("HUP");
+    proxy.signal("QUIT");
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, &yaml).unwrap();
+    std::io::Write::write_all(&mut &pipe, yaml.as_bytes()).unwrap();
+    drop(pipe);
+    let told = |log: String| log.contains("configuration reloaded") && log.contains("goes on");
+    assert!(proxy.until(told).await, "{}", proxy.log());
+    open_session(&proxy.url("/mcp")).await;
+}
+
 /// Waits until `old` says that it goes on, and why, and has it serve its session `id`, and new ones.
 async fn goes_on(old: &mut ProxyProcess, id: &str, why: &str) {
     let is_told = |line: &str| line.contains("goes on") && line.contains(why);
