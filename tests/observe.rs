@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
+use futures::StreamExt;
 use http::Method;
 use pingora_core::services::Service;
 use pingora_mcp::host::HostPolicy;
@@ -91,7 +92,7 @@ async fn sessions_are_counted_from_their_opening_to_their_end() {
         )
     })
     .await;
-    let limits = "  sessions:\n    capacity: 3\n    evict: oldest\n    idle_timeout: 1s\n";
+    let limits = "  sessions:\n    capacity: 3\n    evict: oldest\n    idle_timeout: 5s\n";
     let watched = Watched::start(&(route(&[backend.address]) + limits)).await;
     let url = watched.url("/mcp");
     let mut ids = Vec::new();
@@ -753,8 +754,8 @@ async fn each_limit_is_counted_by_its_name_and_a_refusal_by_its_reason() {
             limit.to_owned()
         }
     });
-    let counted = futures::future::join_all(counted).await;
-    let counted: BTreeSet<_> = counted.into_iter().collect();
+    let counted = futures::stream::iter(counted).buffer_unordered(4);
+    let counted: BTreeSet<_> = counted.collect().await;
     assert_eq!(counted, documented_limits());
 }
 
@@ -763,7 +764,7 @@ async fn a_line_tells_a_stream_that_its_age_ended_from_one_that_a_shutdown_did()
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mcp = route(&[backend.local_addr().unwrap()]);
     for (limits, ended) in [
-        ("      timeouts: { max_stream_age: 100ms }\n", "limit"),
+        ("      timeouts: { max_stream_age: 2s }\n", "limit"),
         ("  drain: { streams_after: 100ms }\n", "drain"),
     ] {
         let mut logged = Logged::start(&(mcp.clone() + limits)).await;
@@ -1191,7 +1192,7 @@ impl Watched {
             answer(200, &headers, ": s3cret\n\n")
         })
         .await;
-        let dead = "      timeouts: { post: 300ms }\n    - path: /dead\n      backends:\n        \
+        let dead = "      timeouts: { post: 2s }\n    - path: /dead\n      backends:\n        \
                     - name: dead\n          url: http://";
         let redis = Redis::start().await;
         // It answers, however slow the machine is.

@@ -538,7 +538,7 @@ async fn a_silent_stream_of_a_backend_is_believed_as_a_call_is_and_ends_in_order
     let authority = Authority::new();
     let backend = TlsBackend::start(&authority.issue("backend", &["127.0.0.1"]), None).await;
     let proxy_of = |ca: &Authority| {
-        let limits = "      timeouts: { max_stream_age: 300ms }\n";
+        let limits = "      timeouts: { max_stream_age: 2s }\n";
         Proxy::with(&(https_of(backend.address, ca) + limits))
     };
     let stream = async |proxy: &Proxy| {
