@@ -191,7 +191,7 @@ async fn cut_off() {
         let backend = SocketAddr::new(address(link, 1).into(), backend.address.port());
         Member::inside(network, address(link, 2).into(), &[backend], redis).await
     };
-    let (cut, other) = (member(&one, 0).await, member(&another, 2).await);
+    let (mut cut, other) = (member(&one, 0).await, member(&another, 2).await);
 
     let mut opened = Vec::new();
     for _ in 0..3 {
@@ -238,6 +238,8 @@ async fn cut_off() {
         is_lost(ask(&cut.url(), id).await).await;
     }
     open_session(&cut.url()).await;
+    let again = |log: String| log.matches("the session store is reached").count() > 1;
+    assert!(cut.process.until(again).await);
     let log = cut.process.log();
     let count = |line: &str| log.matches(line).count();
     assert_eq!(count("the session store is reached"), 2, "{log}");

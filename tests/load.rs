@@ -383,19 +383,22 @@ impl Talk {
     }
 
     /// Neither the log, nor the access log among its lines, nor the admin's pages, nor an answer.
-    async fn assert_nothing_told(&self) {
+    async fn assert_nothing_told(&mut self) {
         let line = async {
             while !self.proxy.log().contains(r#""ended":"#) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         within("a line of the access log", line).await;
-        let mut log = self.proxy.log();
-        assert!(log.contains("/mcp -> b0"), "there is no log: {log}");
+        let mut pages = String::new();
         for page in ["metrics", "status"] {
             let page = reqwest::get(format!("http://{}/{page}", self.admin)).await;
-            log += &page.unwrap().text().await.unwrap();
+            pages += &page.unwrap().text().await.unwrap();
         }
+        self.proxy.signal("INT");
+        assert_eq!(self.proxy.ended().await, Some(0));
+        let log = self.proxy.log() + &pages;
+        assert!(log.contains("/mcp -> b0"), "there is no log: {log}");
         assert!(log.contains("pingora_mcp_sessions_live 1"), "{log}");
         for secret in ["s3cret", &self.client_id] {
             assert!(!log.contains(secret), "{secret} is in the log: {log}");

@@ -384,7 +384,7 @@ async fn the_shipped_proxy_ends_sessions_and_tells_no_log_of_it() {
     let backend = numbering_backend(500).await;
     let asked_for = "  sessions: { idle_timeout: 100ms, reap: { authorization: true } }\n";
     let mcp = route(&[backend.address]) + asked_for;
-    let proxy = ProxyProcess::with_environment(&mcp, &[("RUST_LOG", "trace")]).await;
+    let mut proxy = ProxyProcess::with_environment(&mcp, &[("RUST_LOG", "trace")]).await;
     let opened = initialize(&proxy.url("/mcp")).header("authorization", "Bearer s3cret");
     let opened = opened.send().await.unwrap();
     let id = header(opened.headers(), "mcp-session-id").unwrap();
@@ -393,6 +393,8 @@ async fn the_shipped_proxy_ends_sessions_and_tells_no_log_of_it() {
         panic!("there is more than one");
     };
     assert_eq!(deleted.header("authorization"), Some("Bearer s3cret"));
+    proxy.signal("INT");
+    assert_eq!(proxy.ended().await, Some(0));
     let log = proxy.log();
     assert!(!log.is_empty());
     for secret in ["s3cret", "session-0", id] {

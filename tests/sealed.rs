@@ -454,7 +454,7 @@ async fn a_backends_id_that_is_too_long_is_known_to_its_store_alone_and_the_log_
     let long: &'static str = "long".repeat(100).leak();
     let backend = Backend::with_session(long).await;
     let mcp = sealed(&route(&[backend.address]));
-    let proxy = ProxyProcess::start(&mcp).await;
+    let mut proxy = ProxyProcess::start(&mcp).await;
     let other = Proxy::with(&mcp);
     for _ in 0..3 {
         let id = open_session(&url(proxy.address)).await;
@@ -462,6 +462,8 @@ async fn a_backends_id_that_is_too_long_is_known_to_its_store_alone_and_the_log_
         assert_eq!(ask(&url(proxy.address), &id).await.status(), 200);
         assert_eq!(ask(&other.url("/mcp"), &id).await.status(), 404);
     }
+    proxy.signal("INT");
+    assert_eq!(proxy.ended().await, Some(0));
     let log = proxy.log();
     assert_eq!(log.matches("too long to be sealed").count(), 1, "{log}");
     assert!(!log.contains("longlong"), "{log}");

@@ -705,12 +705,8 @@ async fn a_changed_password_is_an_outage_from_the_next_connection_on() {
         fleet.redis.ask_with::<u64>("changed", &kill).await;
     }
     fleet.is_away(&near, &unseen).await;
-    assert!(
-        fleet
-            .proxy
-            .log()
-            .contains("the session store is away: it answers WRONGPASS")
-    );
+    let said = "the session store is away: it answers WRONGPASS";
+    assert!(fleet.proxy.until(|log| log.contains(said)).await);
     let back = "CONFIG SET requirepass s3cret";
     fleet.redis.ask_with::<()>("changed", back).await;
     fleet.is_back(&near, &unseen).await;
@@ -767,11 +763,11 @@ async fn a_proxy_starts_without_its_store_and_uses_it_when_that_is_there() {
     fleet.redis.restart().await;
     until_asked("the store", async || fleet.says_store().await).await;
     open_session(&url).await;
-    let log = fleet.proxy.log();
-    assert_eq!(log.matches("the session store is").count(), 2, "{log}");
     // What is under way ends before the process, and the process with it.
     fleet.proxy.signal("TERM");
     assert_eq!(fleet.proxy.ended().await, Some(0));
+    let log = fleet.proxy.log();
+    assert_eq!(log.matches("the session store is").count(), 2, "{log}");
 }
 
 #[tokio::test]
@@ -895,6 +891,8 @@ impl Fleet {
         let metrics = self.metrics().await;
         assert!(metrics.contains("\npingora_mcp_store_reached 1\n"));
         assert!(metrics.contains(&operation("insert", "ok")), "{metrics}");
+        let again = |log: String| log.matches("the session store is reached").count() > 1;
+        assert!(self.proxy.until(again).await);
         let log = self.proxy.log();
         let count = |line: &str| log.matches(line).count();
         assert_eq!(count("the session store is reached"), 2, "{log}");
