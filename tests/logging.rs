@@ -252,4 +252,4 @@ fn with_dead_route(backend: &Backend) -> String {
 
 const PANIC: &str = "of a task";
 
-const MANY: usize = 30_000;
+const MANY: usize = 10_000;
