@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use support::process::{Program, ProxyProcess, scratch_file};
 use support::tls::{Authority, listener};
 use support::{Backend, Proxy, raw, route, until, until_asked, unused_address, within};
+use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use Speaks::*;
@@ -130,6 +131,7 @@ impl Page {
     /// Opens the page in a browser of its own, and returns what it reports.
     async fn open(&mut self, url: &str, era: &str, speaks: Speaks) -> Value {
         let page = self.address;
+        let _one_at_a_time = BROWSER.lock().await;
         let profile = scratch_file("profile");
         std::fs::create_dir(&profile).unwrap();
         let log = profile.join("network.json");
@@ -162,6 +164,9 @@ impl Page {
         report.unwrap()
     }
 }
+
+/// Several at once are slow to start, on a small machine.
+static BROWSER: Mutex<()> = Mutex::const_new(());
 
 /// The page's script and the SDK in one file.
 fn bundle() -> Vec<u8> {

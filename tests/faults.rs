@@ -120,7 +120,7 @@ async fn all_faults_at_once_hurt_nobody_else_and_nothing_is_left_of_them() {
         stage.outlives(join_all(faults)).await;
         stage.end_round();
     }
-    stage.has_served(400);
+    stage.has_served(200);
     stage.has_kept_its_memory(4096);
 }
 
@@ -164,7 +164,7 @@ async fn meet(place: Place, backend: &mut BackendProcess) {
         TricklesHeader => seen += &client.trickle(&header, BYTE_PAUSE).await,
         TricklesBody => {
             client.send(&header).await;
-            seen += &client.trickle(first, BYTE_PAUSE).await;
+            seen += &client.trickle(first, 2 * BYTE_PAUSE).await;
         }
         StopsInBody => client.send(&(header + first)).await,
         Waits | StopsReading | HalfCloses | Resets => client.send(&(header + body)).await,
@@ -181,7 +181,7 @@ async fn meet(place: Place, backend: &mut BackendProcess) {
         backend.kill().await;
     }
     if does == TricklesBody {
-        seen += &client.trickle(second, BYTE_PAUSE).await;
+        seen += &client.trickle(second, 2 * BYTE_PAUSE).await;
     }
     if does == HalfCloses {
         client.finish_sending().await;
@@ -232,11 +232,11 @@ impl Stage {
         let mut mcp = String::from("  routes:\n");
         for (number, backend) in backends.iter().enumerate() {
             mcp += &named(&number.to_string(), backend.address);
-            // One that is to be killed must not be given up before.
-            let post = if FAULTS[number].2 == Lives {
-                "2s"
-            } else {
-                "1m"
+            // Short only where it is to be met, and not before half a body has come.
+            let post = match FAULTS[number] {
+                (POST, Nothing, Lives, Waits, _) => "1s",
+                (POST, HalfABody, Lives, Waits, _) => "5s",
+                _ => "1m",
             };
             mcp += &format!("      timeouts: {{ post: {post}, pool_idle: 100ms }}\n");
         }
@@ -248,8 +248,7 @@ impl Stage {
             listeners.push(listener);
         }
         let admin = unused_address();
-        mcp +=
-            "  timeouts: { first_byte: 1s, header: 1s, body: 1500ms, write: 1s, drain: 200ms }\n";
+        mcp += "  timeouts: { first_byte: 1s, header: 1s, body: 3s, write: 1s, drain: 200ms }\n";
         mcp += &format!("  admin: {{ address: {admin} }}\n");
         let proxy = ProxyProcess::start(&mcp).await;
 
