@@ -162,13 +162,6 @@ impl Settings {
         if !has_system_roots() {
             server.ca_file = Some(NO_AUTHORITIES.to_owned());
         }
-        // Pingora opens some of them before it changes its directory, and some after that.
-        let paths = [&mut server.pid_file, &mut server.upgrade_sock].into_iter();
-        for path in paths.chain(&mut server.error_log) {
-            if let Some(absolute) = absolute(path) {
-                *path = absolute;
-            }
-        }
         Ok(Self {
             server,
             mcp: document.mcp,
@@ -330,12 +323,6 @@ fn pingora_keys() -> Vec<String> {
         return Vec::new();
     };
     keys.into_iter().map(|(key, _)| key).collect()
-}
-
-/// `None` where it is empty, or stands below a folder whose name is not text.
-fn absolute(path: &str) -> Option<String> {
-    let absolute = std::path::absolute(path).ok()?;
-    absolute.into_os_string().into_string().ok()
 }
 
 fn from_yaml<T: de::DeserializeOwned>(

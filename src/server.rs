@@ -37,7 +37,7 @@ use crate::tls::{BackendTls, CertificateWatch, ListenerTls};
 /// Runs the proxy until a signal ends it. `options` are Pingora's own; the configuration file that
 /// they name is the one that `settings` have been read from, and is read again on SIGHUP. What of
 /// `early` has come is done as soon as it can be. In the background, what
-/// [`start::check`](start::check) finds is a panic.
+/// [`start::check`] finds is a panic.
 ///
 /// # Errors
 /// An address cannot be listened on, no running process be replaced, or the access log not be written.

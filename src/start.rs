@@ -84,8 +84,9 @@ fn makeable(path: &Path) -> Result<(), String> {
     let Some(folder) = path.parent() else {
         return Err("empty: expected a file's path".to_owned());
     };
+    let folder = Path::new(".").join(folder);
     let flags = AccessFlags::W_OK | AccessFlags::X_OK;
-    access(folder, flags).map_err(|error| not_written(error.into()))
+    access(&folder, flags).map_err(|error| not_written(error.into()))
 }
 
 fn not_written(error: io::Error) -> String {
