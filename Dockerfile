@@ -1,9 +1,11 @@
 # The proxy alone, not as root, on a file system that need not be written to:
 #
 #   docker build -t pingora-mcp .
-#   docker run --read-only --cap-drop ALL -p 8080:8080 -v ./edge.yaml:/etc/pingora-mcp.yaml:ro pingora-mcp
+#   docker run --read-only --cap-drop ALL -p 8080:8080 -v ./conf:/etc/pingora-mcp:ro pingora-mcp
 #
-# In the configuration, listen on 0.0.0.0:8080: within a container, 127.0.0.1 is reached by nobody else.
+# In the configuration, conf/edge.yaml, listen on 0.0.0.0:8080: within a container, 127.0.0.1 is reached by nobody
+# else. Mount the folder, not the file: what edits a file mostly puts a new one in its place, and a container that
+# was given the file keeps the old one, which SIGHUP then reads again.
 
 FROM rust:1.95-slim-bookworm AS build
 # hadolint ignore=DL3008
@@ -37,4 +39,4 @@ USER 65532:65532
 EXPOSE 8080
 # SIGTERM, Docker's own, finishes what is under way: give it longer than mcp.drain.deadline.
 ENTRYPOINT ["/usr/local/bin/pingora-mcp"]
-CMD ["-c", "/etc/pingora-mcp.yaml"]
+CMD ["-c", "/etc/pingora-mcp/edge.yaml"]
