@@ -1,7 +1,7 @@
 # The proxy alone, not as root, on a file system that need not be written to:
 #
 #   docker build -t pingora-mcp .
-#   docker run --read-only --cap-drop ALL -p 8080:8080 -v ./conf:/etc/pingora-mcp:ro pingora-mcp
+#   docker run --read-only --cap-drop ALL --stop-timeout 30 -p 8080:8080 -v ./conf:/etc/pingora-mcp:ro pingora-mcp
 #
 # In the configuration, conf/edge.yaml, listen on 0.0.0.0:8080: within a container, 127.0.0.1 is reached by nobody
 # else. Mount the folder, not the file: what edits a file mostly puts a new one in its place, and a container that
@@ -37,6 +37,6 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certifica
 # No name for it is needed, so that no file of the image is written.
 USER 65532:65532
 EXPOSE 8080
-# SIGTERM, Docker's own, finishes what is under way: give it longer than mcp.drain.deadline.
+# SIGTERM, Docker's own, finishes what is under way: --stop-timeout is longer than mcp.drain.deadline.
 ENTRYPOINT ["/usr/local/bin/pingora-mcp"]
 CMD ["-c", "/etc/pingora-mcp/edge.yaml"]
