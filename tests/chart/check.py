@@ -23,6 +23,8 @@ PROGRAMS = Path(os.environ.get("CARGO_TARGET_DIR", "target"), "debug")
 # The oldest that Chart.yaml allows, and the newest that there is a schema of.
 KUBERNETES = ("1.27", "1.37")
 
+BUDGETS = {"full-values.yaml": {"minAvailable": 2}, "minimal-values.yaml": {"maxUnavailable": 1}}
+
 # What a container finds in its environment.
 ENVIRONMENT = {name: secrets.token_hex(32) for name in ("SEAL_KEY", "SEAL_KEY_0", "SEAL_KEY_1", "ALPHA_TOKEN")}
 
@@ -50,6 +52,9 @@ def check_chart(chart: helm_python.Chart, file: Path, folder: Path) -> None:
     pod = kinds["Deployment"]["spec"]["template"]["spec"]
     drain = chart.merge_values(yaml.safe_load(file.read_text()))["drain"]
     assert pod["terminationGracePeriodSeconds"] > drain["preStop"] + drain["deadline"], "it would be killed"
+    budget = kinds["PodDisruptionBudget"]["spec"]
+    del budget["selector"]
+    assert budget == BUDGETS[file.name], budget
     check_configuration(file, kinds["ConfigMap"]["data"]["edge.yaml"], folder)
     print(f"{file}: {', '.join(sorted(kinds))}")
 
