@@ -35,7 +35,7 @@ def main() -> None:
         make_certificate(folder)
         for file in sorted(CHART.glob("ci/*-values.yaml")):
             check_chart(chart, file, folder)
-        refuses_typos(chart)
+        check_refusals(chart)
         check_configuration(COMPOSE, COMPOSE.read_text(), folder)
         check_unit(folder)
 
@@ -59,11 +59,22 @@ def check_chart(chart: helm_python.Chart, file: Path, folder: Path) -> None:
     print(f"{file}: {', '.join(sorted(kinds))}")
 
 
-def refuses_typos(chart: helm_python.Chart) -> None:
-    for values in ({}, {"replica": 3}, {"config": {"routes": [], "admin": {}}}):
+def check_refusals(chart: helm_python.Chart) -> None:
+    """Each for its own reason: but for that, the values are good."""
+    config = yaml.safe_load((CHART / "ci/minimal-values.yaml").read_text())["config"]
+    for reason, values in (
+        ("config.routes: expected at least one route", {}),
+        ("'replica' not allowed", {"config": config, "replica": 3}),
+        ("'/podDisruptionBudget'", {"config": config, "podDisruptionBudget": {"minAvailable": 2, "maxUnavailable": 1}}),
+        ("'/config/listeners'", {"config": config | {"listeners": []}}),
+        ("'/config/admin'", {"config": config | {"admin": {}}}),
+        ("'/config/drain'", {"config": config | {"drain": {}}}),
+        ("'/config/sessions/seal'", {"config": config | {"sessions": {"seal": {"keys": []}}}}),
+    ):
         try:
             chart.render(values, name="edge", namespace="mcp")
-        except helm_python.HelmError:
+        except helm_python.HelmError as error:
+            assert reason in str(error), error
             continue
         sys.exit(f"{CHART}: accepts {values}")
 
