@@ -23,6 +23,7 @@ PROGRAMS = Path(os.environ.get("CARGO_TARGET_DIR", "target"), "debug")
 # The oldest that Chart.yaml allows, and the newest that there is a schema of.
 KUBERNETES = ("1.27", "1.37")
 
+PORTS = {"full-values.yaml": 443, "minimal-values.yaml": 80}
 BUDGETS = {"full-values.yaml": {"minAvailable": 2}, "minimal-values.yaml": {"maxUnavailable": 1}}
 
 # What a container finds in its environment.
@@ -52,6 +53,10 @@ def check_chart(chart: helm_python.Chart, file: Path, folder: Path) -> None:
     pod = kinds["Deployment"]["spec"]["template"]["spec"]
     drain = chart.merge_values(yaml.safe_load(file.read_text()))["drain"]
     assert pod["terminationGracePeriodSeconds"] > drain["preStop"] + drain["deadline"], "it would be killed"
+    port = PORTS[file.name]
+    assert [entry["port"] for entry in kinds["Service"]["spec"]["ports"]] == [port], kinds["Service"]
+    notes = next(text for name, text in rendered.items() if name.endswith("NOTES.txt"))
+    assert f"proxies, reached at edge-pingora-mcp.mcp.svc:{port}.\n" in notes, notes
     budget = kinds["PodDisruptionBudget"]["spec"]
     del budget["selector"]
     assert budget == BUDGETS[file.name], budget

@@ -14,6 +14,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
+{{- define "pingora-mcp.port" -}}
+{{- .Values.service.port | default (empty .Values.tls.secret | ternary 80 443) -}}
+{{- end -}}
+
 {{/* The configuration file: what the chart sets wins over 'config'. */}}
 {{- define "pingora-mcp.configuration" -}}
 {{- $_ := required "config.routes: expected at least one route" .Values.config.routes -}}
