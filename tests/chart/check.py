@@ -4,6 +4,7 @@ systemd, its unit.
 """
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -62,7 +63,12 @@ def check_chart(chart: helm_python.Chart, file: Path, folder: Path) -> None:
     budget = kinds["PodDisruptionBudget"]["spec"]
     del budget["selector"]
     assert budget == BUDGETS[file.name], budget
-    check_configuration(file, kinds["ConfigMap"]["data"]["edge.yaml"], folder)
+    configuration = kinds["ConfigMap"]["data"]["edge.yaml"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    for name in re.findall(r"/etc/pingora-mcp/\S+", configuration):
+        assert str(Path(name).parent) in mounts, f"{name} is not in {mounts}"
+    assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}, pod
+    check_configuration(file, configuration, folder)
     print(f"{file}: {', '.join(sorted(kinds))}")
 
 
@@ -88,7 +94,7 @@ def check_refusals(chart: helm_python.Chart) -> None:
 
 def check_configuration(source: Path, text: str, folder: Path) -> None:
     """By -t of the proxy, with what is only there in a container replaced by what is here."""
-    text = text.replace("/etc/pingora-mcp/tls", str(folder))
+    text = re.sub("/etc/pingora-mcp/(tls|alpha)", str(folder), text)
     for name in ("alpha", "beta", "gamma"):
         text = text.replace(f"http://{name}:", "http://127.0.0.1:")
     path = folder / "edge.yaml"
@@ -113,8 +119,10 @@ def check_unit(folder: Path) -> None:
 
 
 def make_certificate(folder: Path) -> None:
+    """With the names of a secret of type kubernetes.io/tls."""
     files = [folder / "tls.crt", folder / "tls.key"]
     subprocess.run([PROGRAMS / "examples/self_signed", *files], check=True, capture_output=True)
+    shutil.copy(files[0], folder / "ca.crt")
 
 
 if __name__ == "__main__":
