@@ -56,6 +56,9 @@ def check_chart(chart: helm_python.Chart, file: Path, folder: Path) -> None:
     pod = kinds["Deployment"]["spec"]["template"]["spec"]
     drain = chart.merge_values(yaml.safe_load(file.read_text()))["drain"]
     assert pod["terminationGracePeriodSeconds"] > drain["preStop"] + drain["deadline"], "it would be killed"
+    image = pod["containers"][0]["image"]
+    pushed = f"docker build --tag registry.example.com/{image} --push"
+    assert pushed in (CHART / "values.yaml").read_text(), pushed
     port = PORTS[file.name]
     assert [entry["port"] for entry in kinds["Service"]["spec"]["ports"]] == [port], kinds["Service"]
     notes = next(text for name, text in rendered.items() if name.endswith("NOTES.txt"))
