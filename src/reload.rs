@@ -10,6 +10,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
 
 use crate::config::{Config, ConfigError, Settings};
 use crate::drain::DrainSettings;
@@ -21,8 +22,12 @@ use crate::session::{SealSettings, SessionSettings};
 use crate::setting::Most;
 
 /// Has a running gateway go by a configuration file that has changed: by all of it but [`Fixed`].
+/// Clones do the same.
+#[derive(Clone, Debug)]
+pub struct Reload(Arc<Shared>);
+
 #[derive(Debug)]
-pub struct Reload {
+struct Shared {
     file: PathBuf,
     fixed: Fixed,
     descriptors: Most,
@@ -59,7 +64,7 @@ impl Reload {
         asked: Arc<AtomicBool>,
     ) -> Self {
         let file = file.into();
-        Self {
+        Self(Arc::new(Shared {
             // A server in the background changes its directory.
             file: std::path::absolute(&file).unwrap_or(file),
             fixed,
@@ -67,7 +72,7 @@ impl Reload {
             gateway,
             changing: Mutex::default(),
             asked,
-        }
+        }))
     }
 
     /// Reads the file and goes by it from the next request on. Returns the keys whose change is
@@ -76,7 +81,7 @@ impl Reload {
     /// # Errors
     /// The first thing that is wrong with the file; then nothing has changed.
     pub fn reload(&self) -> Result<Vec<&'static str>, ConfigError> {
-        let reloaded = self.change_over();
+        let reloaded = self.0.change_over();
         match &reloaded {
             Ok(kept) if kept.is_empty() => log::info!("configuration reloaded"),
             Ok(kept) => {
@@ -87,7 +92,9 @@ impl Reload {
         }
         reloaded
     }
+}
 
+impl Shared {
     fn change_over(&self) -> Result<Vec<&'static str>, ConfigError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let Settings { server, mut mcp } = Settings::load(&self.file)?;
@@ -112,15 +119,17 @@ impl BackgroundService for Reload {
             Err(error) => return log::error!("SIGHUP is not listened to: {error}"),
         };
         loop {
-            if !self.asked.load(Ordering::Relaxed) {
+            if !self.0.asked.load(Ordering::Relaxed) {
                 tokio::select! {
                     _ = hangup.recv() => (),
                     _ = shutdown.changed() => return,
                 }
             }
-            self.asked.store(false, Ordering::Relaxed);
-            // The log says how it went.
-            let _ = self.reload();
+            self.0.asked.store(false, Ordering::Relaxed);
+            let reload = self.clone();
+            // In a thread that the end of the process does not wait for, as it does for this one: a
+            // file may take for ever, or names be looked up. The log says how it went.
+            let _ = spawn_blocking(move || reload.reload()).await;
         }
     }
 }

@@ -3,15 +3,21 @@
 
 mod support;
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
 use futures::future::join_all;
 use support::process::ProxyProcess;
-use support::tls::{Http2, rest};
+use support::tls::{Authority, Http2, listener, rest};
 use support::wire::Wire;
-use support::{Backend, answer, header, open_session, post, raw_in_turn, route, within};
+use support::{
+    Backend, answer, header, open_session, post, raw_in_turn, route, unused_address, within,
+};
+use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -124,6 +130,36 @@ async fn sigint_ends_at_once_also_while_it_ends() {
             until_refused(&proxy).await;
         }
         proxy.signal("INT");
+        assert_eq!(proxy.ended().await, Some(0));
+    }
+}
+
+/// As those of a file system that is reached by a network that is gone.
+#[tokio::test]
+async fn files_that_cannot_be_read_to_their_end_hold_no_end_up() {
+    for signal in ["TERM", "INT"] {
+        let authority = Authority::new();
+        let (own, ca) = (authority.issue("own", &["localhost"]), authority.file());
+        let redis = format!(
+            "url: \"rediss://127.0.0.1:1\", keys: [{KEY}], tls: {{ ca: {} }}",
+            ca.display()
+        );
+        let mcp = format!(
+            "{}  sessions: {{ store: {{ redis: {{ {redis} }} }} }}\n  drain: {{ deadline: 10m }}\n",
+            route(&[unused_address()]),
+        );
+        let mut proxy = ProxyProcess::listening(&listener(&[&own], None), &mcp, &[]).await;
+        let files = [&own.certificate, &ca, proxy.configuration()];
+        for file in files {
+            put_pipe(file);
+        }
+        proxy.signal("HUP");
+        // While these are open, who reads the pipes waits.
+        let mut pipes = Vec::new();
+        for file in files {
+            pipes.push(within("somebody who reads", open_read_pipe(file)).await);
+        }
+        proxy.signal(signal);
         assert_eq!(proxy.ended().await, Some(0));
     }
 }
@@ -298,6 +334,24 @@ fn with_deadline(backend: &Backend, deadline: &str) -> String {
     route(&[backend.address]) + &format!("  drain: {{ deadline: {deadline} }}\n")
 }
 
+/// Puts a pipe in place of `file`.
+fn put_pipe(file: &Path) {
+    let pipe = file.with_extension("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    std::fs::rename(pipe, file).unwrap();
+}
+
+/// The other end of a pipe, once somebody reads from it.
+async fn open_read_pipe(file: &Path) -> pipe::Sender {
+    loop {
+        match pipe::OpenOptions::new().open_sender(file) {
+            Ok(sender) => return sender,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
 /// Waits until the proxy takes no new connection.
 async fn until_refused(proxy: &ProxyProcess) {
     let refused = async {
@@ -307,6 +361,8 @@ async fn until_refused(proxy: &ProxyProcess) {
     };
     within("the listeners' end", refused).await;
 }
+
+const KEY: &str = "3f1c0a9e7b5d2468ace013579bdf8642";
 
 const STEP: usize = 500;
 

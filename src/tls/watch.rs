@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use tokio::task::spawn_blocking;
 
 use super::{Problem, read};
 
@@ -114,14 +115,15 @@ impl<T: Expires + Send + Sync> WatchedFiles for Watched<T> {
 }
 
 /// Reads the files of certificates and keys again when they change, as a service of Pingora's.
-pub struct CertificateWatch(Box<dyn Fn() -> Vec<Arc<dyn WatchedFiles>> + Send + Sync>);
+#[derive(Clone)]
+pub struct CertificateWatch(Arc<dyn Fn() -> Vec<Arc<dyn WatchedFiles>> + Send + Sync>);
 
 impl CertificateWatch {
     /// Of what `files` says at each look, as a reload of the configuration may change it.
     pub(crate) fn new(
         files: impl Fn() -> Vec<Arc<dyn WatchedFiles>> + Send + Sync + 'static,
     ) -> Self {
-        Self(Box::new(files))
+        Self(Arc::new(files))
     }
 
     /// Looks at all files once. What is new holds from the next connection on.
@@ -142,7 +144,9 @@ impl BackgroundService for CertificateWatch {
             .await
             .is_err()
         {
-            self.look();
+            let watch = self.clone();
+            // In a thread that the end of the process does not wait for: a file may take for ever.
+            let _ = spawn_blocking(move || watch.look()).await;
         }
     }
 }

@@ -9,6 +9,7 @@ use redis::{
     IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisResult, TlsCertificates,
     TlsMode,
 };
+use tokio::fs::read;
 
 use super::link::Connection;
 use super::settings::{Login, RedisSettings, Sentinels, ServerUrl, Servers};
@@ -18,7 +19,7 @@ impl RedisSettings {
     /// `push`.
     pub(super) async fn connect(&self, push: impl AsyncPushSender) -> RedisResult<Connection> {
         let most = self.timeout.0;
-        let certificates = self.certificates()?;
+        let certificates = self.certificates().await?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(most))
             .set_response_timeout(Some(most))
@@ -107,15 +108,18 @@ impl RedisSettings {
     }
 
     /// What the files hold now. `None` without TLS.
-    fn certificates(&self) -> RedisResult<Option<TlsCertificates>> {
+    async fn certificates(&self) -> RedisResult<Option<TlsCertificates>> {
         let Some(tls) = &self.tls else {
             return Ok(None);
         };
-        let root_cert = tls.authorities.as_ref().map(std::fs::read).transpose()?;
+        let root_cert = match &tls.authorities {
+            Some(authorities) => Some(read(authorities).await?),
+            None => None,
+        };
         let client_tls = match &tls.identity {
             Some((certificate, key)) => Some(ClientTlsConfig {
-                client_cert: std::fs::read(certificate)?,
-                client_key: std::fs::read(key)?,
+                client_cert: read(certificate).await?,
+                client_key: read(key).await?,
             }),
             None => None,
         };
