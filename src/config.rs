@@ -125,12 +125,23 @@ impl fmt::Display for ConfigError {
 }
 
 impl Settings {
+    /// Reads the file at `path` as [`check`](Self::check) does, and
+    /// [looks host names up](RouteTable::look_names_up).
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let mut settings = Self::check(path)?;
+        settings.mcp.routes.look_names_up();
+        Ok(settings)
+    }
+
     /// Reads the file at `path`, with `${NAME}` in its values taken from the process's
     /// environment.
     ///
     /// # Errors
     /// The first thing that is wrong with it.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+    pub fn check(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let file = path.as_ref().display().to_string();
         let yaml = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: file.clone(),
@@ -144,7 +155,8 @@ impl Settings {
         Self::parse(&file, &yaml, environment)
     }
 
-    /// Parses `yaml`. `file` is its name in errors; `environment` is where `${NAME}` is looked up.
+    /// Parses `yaml`, and looks no host name up. `file` is its name in errors; `environment` is where
+    /// `${NAME}` is taken from.
     ///
     /// # Errors
     /// The first thing that is wrong with it.

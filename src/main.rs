@@ -37,8 +37,11 @@ fn main() -> ExitCode {
         eprintln!("no configuration: name its file with -c FILE; --help says more");
         return ExitCode::from(EX_USAGE);
     };
-    let checked = Settings::load(path)
-        .and_then(|settings| start::check(&options, &settings).map(|()| settings));
+    let read = match options.test {
+        true => Settings::check(path),
+        false => Settings::load(path),
+    };
+    let checked = read.and_then(|settings| start::check(&options, &settings).map(|()| settings));
     let settings = match checked {
         Ok(settings) => settings,
         Err(error) => {

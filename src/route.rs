@@ -10,7 +10,7 @@ use http::Uri;
 use http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::backend::{Backend, BackendSection, HealthSettings, Pool, Profile, Timeouts};
+use crate::backend::{Backend, BackendSection, HealthSettings, Pool, Profile, Timeouts, look_up};
 use crate::compatibility::Compatibility;
 use crate::discovery::{PROTECTED_RESOURCE, PublicUrl, WellKnown};
 use crate::metrics::Series;
@@ -198,6 +198,16 @@ impl RouteTable {
         self.0
             .iter()
             .find(|route| route.path.rest_of(path).is_some())
+    }
+
+    /// Looks the host names of all backends up, at the same time, and waits for as long as the system
+    /// does. One that does not resolve is no mistake: programs start in any order.
+    pub fn look_names_up(&mut self) {
+        let names = self.0.iter().flat_map(|route| route.pool.host_names());
+        let found = look_up(names.cloned().collect());
+        for route in self.0.iter_mut().filter_map(Arc::get_mut) {
+            route.pool.begin(&found);
+        }
     }
 
     /// Goes on with what `former` knows of the backends of routes that both have.

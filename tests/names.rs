@@ -2,8 +2,10 @@
 
 mod support;
 
-use std::io;
+use std::collections::HashSet;
+use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,8 +17,10 @@ use pingora_mcp::backend_watch::BackendWatch;
 use pingora_mcp::mcp::{BackendSessionId, ClientSessionId};
 use pingora_mcp::server;
 use pingora_mcp::session::{Binding, Opened};
-use support::process::ProxyProcess;
-use support::{Backend, Proxy, ask, initialize, open_session};
+use support::network::{is_apart, run_apart};
+use support::process::{Program, ProxyProcess, scratch_file};
+use support::{Backend, Proxy, ask, initialize, open_session, within};
+use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 #[tokio::test]
@@ -104,7 +108,7 @@ async fn an_address_that_is_gone_keeps_its_sessions_for_as_long_as_it_answers() 
 
     // It is gone, and cannot be reached either: it does not come back.
     backends[0].stop().await;
-    support::within("a connect that fails", async {
+    within("a connect that fails", async {
         while ask(&url, &id).await.status() == 200 {}
     })
     .await;
@@ -130,7 +134,7 @@ async fn an_address_that_is_gone_and_dead_is_forgotten_without_being_asked() {
     }
     assert_eq!(named.count(), 2, "it answers");
     backends[0].stop().await;
-    support::within("its end", async {
+    within("its end", async {
         while named.count() > 1 {
             named.look().await;
         }
@@ -192,6 +196,79 @@ async fn a_real_name_is_served_and_its_sessions_outlive_a_reload() {
     assert_eq!(ask(&url, &id).await.status(), 404);
 }
 
+/// A name server that is silent would hold a start up by the sum of its names.
+#[tokio::test]
+async fn all_names_are_looked_up_at_the_same_time_and_none_for_a_check() {
+    match run_apart("silent_name_server").await {
+        Ok(written) => println!("{written}"),
+        // Not by `println!`, which shows nothing of a test that has passed.
+        Err(why) => {
+            let skipped = format!("skipped, as no network can be made here: {why}\n");
+            io::stderr().write_all(skipped.as_bytes()).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "it is run in a network of its own"]
+async fn silent_name_server() {
+    if !is_apart() {
+        return;
+    }
+    let server = UdpSocket::bind("127.0.0.1:53").await.unwrap();
+    let names: HashSet<_> = (0..9).map(|number| format!("host{number}")).collect();
+    let mut yaml = String::from(
+        "mcp:\n  listeners: [{ address: 127.0.0.1:8080 }]\n  routes:\n    - path: /mcp\n      backends:\n",
+    );
+    for name in &names {
+        yaml += &format!("        - {{ name: {name}, url: \"http://{name}.test:1/mcp\" }}\n");
+    }
+    let written = |text: &str| {
+        let file = scratch_file("conf");
+        std::fs::write(&file, text).unwrap();
+        file
+    };
+    let files = [
+        ("/etc/resolv.conf", written("nameserver 127.0.0.1\n")),
+        ("/etc/nsswitch.conf", written("hosts: dns\n")),
+    ];
+    let file = written(&yaml);
+    let mounts = files.each_ref();
+    let mounts = mounts.map(|(file, own)| format!("mount --bind {} {file} && ", own.display()));
+    let script = mounts.concat() + "exec \"$0\" \"$@\"";
+    let run = |more: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "sh",
+            "-c",
+            &script,
+            env!("CARGO_BIN_EXE_pingora-mcp"),
+        ]);
+        Program::start(command.args(more).arg("-c").arg(&file))
+    };
+    let mut check = run(&["-t"]);
+    assert_eq!(check.ended().await, Some(0), "{}", check.log());
+    let mut question = [0; 512];
+    assert!(server.try_recv(&mut question).is_err(), "it was asked");
+
+    let _proxy = run(&[]);
+    let mut asked = HashSet::new();
+    within("a question for each name", async {
+        while asked != names {
+            server.recv(&mut question).await.unwrap();
+            // Its first label (RFC 1035 4.1.2).
+            let name = &question[13..][..question[12].into()];
+            asked.insert(String::from_utf8(name.to_vec()).unwrap());
+        }
+    })
+    .await;
+    for (_, own) in files {
+        std::fs::remove_file(own).unwrap();
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
 /// A proxy with one backend, `pods`, whose host name stands for what the test says.
 struct Named {
     proxy: Proxy,
@@ -225,7 +302,7 @@ impl Named {
     /// Looks once, as the service does where it is time.
     async fn look(&self) {
         let mut lookups = JoinSet::new();
-        support::within("the time of a lookup", async {
+        within("the time of a lookup", async {
             while lookups.is_empty() {
                 self.watch.look(&mut lookups);
                 tokio::task::yield_now().await;

@@ -9,7 +9,7 @@ mod upload;
 mod watched;
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ use url::Url;
 pub use ending::{Ending, Ends};
 pub(crate) use health::{Health, HealthSettings};
 pub use names::Resolver;
-pub(crate) use names::SystemResolver;
+pub(crate) use names::{HostName, SystemResolver, look_up};
 pub use pool::{For, Lease, Pool};
 pub(crate) use probe::Prober;
 pub(crate) use upload::Upload;
@@ -508,10 +508,10 @@ impl Entry for BackendSection {
 /// The URL of an MCP endpoint.
 #[derive(Debug)]
 struct BackendUrl {
-    /// The address that it names, or those that its host name stood for when it was read.
-    addresses: Vec<SocketAddr>,
+    /// The address that it names, where the host is no name.
+    address: Option<SocketAddr>,
     /// Its host and port, where the host is a name.
-    host_name: Option<(String, u16)>,
+    host_name: Option<HostName>,
     host: HeaderValue,
     target: Uri,
     /// The host, where the scheme is https: what the backend's certificate must be for.
@@ -554,32 +554,20 @@ impl TryFrom<Text> for BackendUrl {
             Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
             None => HeaderValue::try_from(host),
         };
-        let (addresses, host_name) = match url.host() {
-            Some(url::Host::Ipv4(ip)) => (vec![SocketAddr::from((ip, port))], None),
-            Some(url::Host::Ipv6(ip)) => (vec![SocketAddr::from((ip, port))], None),
-            Some(url::Host::Domain(name)) => {
-                // One that does not resolve yet may do so later, as programs start in any order.
-                let found = (name, port).to_socket_addrs();
-                let found = found.map_or_else(|_| Vec::new(), Iterator::collect);
-                (distinct(found), Some((name.to_owned(), port)))
-            }
+        let (address, host_name) = match url.host() {
+            Some(url::Host::Ipv4(ip)) => (Some(SocketAddr::from((ip, port))), None),
+            Some(url::Host::Ipv6(ip)) => (Some(SocketAddr::from((ip, port))), None),
+            Some(url::Host::Domain(name)) => (None, Some((name.to_owned(), port))),
             None => return Err(EXPECTED),
         };
         Ok(Self {
-            addresses,
+            address,
             host_name,
             host: host.map_err(|_| EXPECTED)?,
             target: Uri::try_from(url.path()).map_err(|_| EXPECTED)?,
             tls_name,
         })
     }
-}
-
-/// Each address once, and all in an order that does not change from one lookup to the next.
-fn distinct(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    addresses.sort();
-    addresses.dedup();
-    addresses
 }
 
 /// Headers to add, each name once, their values kept out of `Debug`.

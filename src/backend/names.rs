@@ -1,9 +1,11 @@
 //! Host names of backends, and the addresses that they stand for.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -27,6 +29,35 @@ impl Resolver for SystemResolver {
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         Ok(tokio::net::lookup_host((host, port)).await?.collect())
     }
+}
+
+/// A host name and a port.
+pub(crate) type HostName = (String, u16);
+
+/// All addresses of each of `names`, looked up at the same time: a name server that is silent takes as
+/// long for many as for one. A name without any is left out.
+pub(crate) fn look_up(names: HashSet<HostName>) -> HashMap<HostName, Vec<SocketAddr>> {
+    thread::scope(|scope| {
+        let lookups = names.into_iter().map(|name| {
+            let lookup = move || {
+                let (host, port) = &name;
+                let found = (host.as_str(), *port).to_socket_addrs().ok()?;
+                Some((name, distinct(found.collect())))
+            };
+            thread::Builder::new().spawn_scoped(scope, lookup)
+        });
+        // Before the first is waited for, all are begun.
+        let lookups: Vec<_> = lookups.flatten().collect();
+        let found = lookups.into_iter().flat_map(|lookup| lookup.join());
+        found.flatten().collect()
+    })
+}
+
+/// Each address once, and all in an order that does not change from one lookup to the next.
+pub(super) fn distinct(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    addresses.sort();
+    addresses.dedup();
+    addresses
 }
 
 /// When a name is looked up, and what came of it.

@@ -1,6 +1,7 @@
 //! The backends of a route, and which of them takes a request.
 
 use std::cmp::Ordering::Equal;
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::names::Lookup;
-use super::{Backend, BackendName, Health, Profile, distinct};
+use super::names::{Lookup, distinct};
+use super::{Backend, BackendName, Health, HostName, Profile};
 use crate::metrics::Series;
 use crate::rejection::Rejection;
 
@@ -28,10 +29,21 @@ pub struct Pool {
 pub(crate) struct Entry {
     profile: Arc<Profile>,
     series: Arc<Series>,
+    /// Its own, or those that its host name stood for at first.
+    addresses: Vec<SocketAddr>,
     lookup: Lookup,
 }
 
 impl Entry {
+    fn new(profile: Profile) -> Self {
+        Self {
+            addresses: profile.url.address.into_iter().collect(),
+            lookup: Lookup::new(&[]),
+            profile: Arc::new(profile),
+            series: Arc::default(),
+        }
+    }
+
     /// What is configured of it.
     pub(crate) fn profile(&self) -> &Profile {
         &self.profile
@@ -67,23 +79,30 @@ pub enum For<'f> {
 
 impl Pool {
     pub(crate) fn new(profiles: impl Iterator<Item = Profile>) -> Self {
-        let entries = profiles.map(|profile| {
-            Arc::new(Entry {
-                lookup: Lookup::new(&profile.url.addresses),
-                profile: Arc::new(profile),
-                series: Arc::default(),
-            })
-        });
-        let entries: Vec<_> = entries.collect();
-        let backends = entries.iter().flat_map(|entry| {
-            let addresses = entry.profile.url.addresses.iter();
-            addresses.map(|&address| Backend::new(&entry.profile, address, &entry.series))
-        });
+        let entries: Vec<_> = profiles.map(Entry::new).map(Arc::new).collect();
         Self {
-            backends: ArcSwap::from_pointee(backends.map(Arc::new).collect()),
+            backends: backends(&entries),
             entries,
             next: AtomicUsize::new(0),
         }
+    }
+
+    /// The host names that its entries have.
+    pub(crate) fn host_names(&self) -> impl Iterator<Item = &HostName> {
+        let entries = self.entries.iter();
+        entries.filter_map(|entry| entry.profile.url.host_name.as_ref())
+    }
+
+    /// Begins with what host names were `found` to stand for.
+    pub(crate) fn begin(&mut self, found: &HashMap<HostName, Vec<SocketAddr>>) {
+        for entry in self.entries.iter_mut().filter_map(Arc::get_mut) {
+            let host_name = entry.profile.url.host_name.as_ref();
+            if let Some(addresses) = host_name.and_then(|name| found.get(name)) {
+                entry.lookup = Lookup::new(addresses);
+                entry.addresses.clone_from(addresses);
+            }
+        }
+        self.backends = backends(&self.entries);
     }
 
     /// The backend that takes a request of no session: the one with the fewest sessions or requests,
@@ -175,7 +194,7 @@ impl Pool {
                 same.is_some_and(|same| same.owns(backend) && entry.has_host_name_of(same))
             };
             let known = || formers.iter().filter(is_known);
-            let mut listed = entry.profile.url.addresses.clone();
+            let mut listed = entry.addresses.clone();
             if listed.is_empty() {
                 // The name does not resolve now.
                 let before = known().filter(|backend| backend.is_listed());
@@ -308,6 +327,15 @@ impl Backend {
             (true, true) | (false, false) => {}
         }
     }
+}
+
+/// All backends of `entries` at the beginning.
+fn backends(entries: &[Arc<Entry>]) -> ArcSwap<Vec<Arc<Backend>>> {
+    let backends = entries.iter().flat_map(|entry| {
+        let addresses = entry.addresses.iter();
+        addresses.map(|&address| Backend::new(&entry.profile, address, &entry.series))
+    });
+    ArcSwap::from_pointee(backends.map(Arc::new).collect())
 }
 
 /// Whether a request of no session may go to `backend`.
