@@ -28,7 +28,7 @@ use pingora_core::protocols::{
 };
 use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::gateway::Gateway;
@@ -46,6 +46,8 @@ pub struct Connections<A> {
     load: Load,
     refusing: Arc<Bound>,
     failures: Mutex<Failures>,
+    /// Turns true when connections without a request are to close.
+    closes: watch::Sender<bool>,
 }
 
 /// TLS handshakes that failed.
@@ -68,6 +70,7 @@ impl<A> Connections<A> {
             gateway,
             refusing: Arc::new(Bound::new(MOST_REFUSALS)),
             failures: Mutex::default(),
+            closes: watch::Sender::new(false),
         }
     }
 
@@ -77,15 +80,18 @@ impl<A> Connections<A> {
         // While the socket is open, or the address may be another's.
         let client = digest.as_ref().and_then(|digest| digest.peer_addr());
         // Boxed, as are refusals: each connection would have room for the largest of them in its memory.
-        let (rejection, reason) =
-            match timeout(limit, Box::pin(self.handshakes.accept(stream))).await {
-                Ok(Ok(stream)) => return Some(stream),
-                Ok(Err(error)) => (Rejection::TlsHandshake, reason(&error)),
-                Err(_) => {
-                    let reason = format!("not within {limit:?}");
-                    (Rejection::TlsHandshakeTimeout, reason)
-                }
-            };
+        let handshake = Box::pin(async {
+            tokio::select! {
+                biased;
+                accepted = timeout(limit, self.handshakes.accept(stream)) => Some(accepted),
+                () = closing(&self.closes) => None,
+            }
+        });
+        let (rejection, reason) = match handshake.await? {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => (Rejection::TlsHandshake, reason(&error)),
+            Err(_) => (Rejection::TlsHandshakeTimeout, format!("not within {limit:?}")),
+        };
         self.load.note_refused_connection(rejection);
         let client = client.map_or_else(|| "a client".to_owned(), ToString::to_string);
         self.tell(&format!("TLS handshake failed: {client}: {reason}"));
@@ -163,7 +169,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
             // First, as what has been given up looks closed to the application.
             biased;
             Ok((stream, rejection)) = given_up => Box::pin(self.refuse(ready(Some(stream)), rejection)).await,
-            () = app.serve(stream, shutdown) => {}
+            () = app.serve(stream, shutdown, &self.closes) => {}
         }
     }
 }
@@ -189,6 +195,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
     /// answered with `Connection: close`.
     async fn cleanup(&self) {
         let _ = timeout(LAST_REQUESTS, self.load.connections.emptied()).await;
+        self.closes.send_replace(true);
         self.app.http_cleanup().await;
     }
 }
@@ -216,9 +223,16 @@ impl<A: HttpServerApp> Watched<A> {
 impl<A: HttpServerApp + Send + Sync + 'static> Watched<A> {
     /// Pingora's loop has room for a connection of HTTP/2, 3 KiB that would be held to the end of one
     /// of HTTP/1, too. So only what may be HTTP/2 goes there.
-    async fn serve(self: &Arc<Self>, stream: ClientStream, shutdown: &ShutdownWatch) {
+    async fn serve(
+        self: &Arc<Self>,
+        mut stream: ClientStream,
+        shutdown: &ShutdownWatch,
+        closes: &watch::Sender<bool>,
+    ) {
         if stream.is_http_2 || self.options.h2c {
-            self.process_new(Box::new(stream), shutdown).await;
+            if Box::pin(stream.begins(closes)).await {
+                self.process_new(Box::new(stream), shutdown).await;
+            }
             return;
         }
         let mut next = self.first_request(stream, shutdown);
@@ -352,6 +366,21 @@ impl ClientStream {
 
     fn is_awaited(&self, awaited: Awaited) -> bool {
         self.awaited.load(Ordering::Relaxed) == awaited as u8
+    }
+
+    /// Whether a first byte comes, and before connections without a request close: Pingora waits for
+    /// that of HTTP/2 whatever ends. The client is the first to speak there, too (RFC 9113 3.4).
+    async fn begins(&mut self, closes: &watch::Sender<bool>) -> bool {
+        let mut byte = [0];
+        let read = tokio::select! {
+            biased;
+            read = self.read(&mut byte) => read.unwrap_or_default(),
+            () = closing(closes) => 0,
+        };
+        // It is counted when it is read again.
+        self.received = 0;
+        self.peeked = Bytes::copy_from_slice(&byte[..read]);
+        read > 0
     }
 
     /// Reads a header, or what comes before it.
@@ -593,6 +622,12 @@ fn reason(error: &Error) -> String {
     reason
         .map_or(told.as_str(), |(_, reason)| reason)
         .to_owned()
+}
+
+/// Returns when connections without a request are to close.
+async fn closing(closes: &watch::Sender<bool>) {
+    // It is never dropped while a connection is served.
+    let _ = closes.subscribe().wait_for(|closes| *closes).await;
 }
 
 /// Sends the refusal, and reads until the client has closed: with bytes unread, the connection

@@ -12,7 +12,7 @@ use axum::Router;
 use axum::extract::Request;
 use futures::future::join_all;
 use support::process::ProxyProcess;
-use support::tls::{Authority, Http2, listener, rest};
+use support::tls::{Authority, Http2, TlsClient, listener, rest};
 use support::wire::Wire;
 use support::{
     Backend, answer, header, open_session, post, raw_in_turn, route, unused_address, within,
@@ -131,6 +131,30 @@ async fn sigint_ends_at_once_also_while_it_ends() {
         }
         proxy.signal("INT");
         assert_eq!(proxy.ended().await, Some(0));
+    }
+}
+
+/// As browsers connect ahead.
+#[tokio::test]
+async fn a_connection_that_has_sent_nothing_is_not_waited_for() {
+    let authority = Authority::new();
+    let tls = listener(&[&authority.issue("own", &["localhost"])], None);
+    let mcp = route(&[unused_address()])
+        + "  timeouts: { tls_handshake: 10m, first_byte: 10m }\n  drain: { deadline: 10m }\n";
+    for keys in ["", "      h2c: true\n", &tls] {
+        let mut proxy = ProxyProcess::listening(keys, &mcp, &[]).await;
+        let _silent = Wire::connect(proxy.address).await;
+        // Taken after the other.
+        let _in_tls = if keys == tls {
+            let client = TlsClient::trusting(&authority);
+            Some(client.connect(proxy.address, "localhost").await.unwrap())
+        } else {
+            let options = "OPTIONS /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n";
+            raw_in_turn(proxy.address, &[options]).await;
+            None
+        };
+        proxy.signal("TERM");
+        assert_eq!(proxy.ended().await, Some(0), "{keys}");
     }
 }
 

@@ -689,9 +689,12 @@ async fn a_handshake_that_fails_is_told_and_no_error() {
     let told = "INFO  pingora_mcp::connections] TLS handshake failed: 127.0.0.1:";
     within("a line on the handshake", logged(&proxy, told)).await;
     within("its reason", logged(&proxy, "peer sent no certificates")).await;
-    // One that leaves where HTTP/2 would begin, as browsers do that connect in advance.
+    // One that leaves where HTTP/2 begins.
     let client = client.with(&authority.issue("client", &["client"]));
-    drop(client.connect(proxy.address, "localhost").await.unwrap());
+    let mut stream = client.connect(proxy.address, "localhost").await.unwrap();
+    stream.write_all(b"PRI").await.unwrap();
+    stream.flush().await.unwrap();
+    drop(stream);
     let told = "DEBUG pingora_mcp::connections] H2 handshake error";
     within("a line on the end", logged(&proxy, told)).await;
     assert!(!proxy.log().contains("ERROR"), "{}", proxy.log());
