@@ -1,6 +1,7 @@
 //! Where clients connect, and how.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::time::SystemTime;
 
 use pingora_core::listeners::{ListenerConfig, TcpSocketOptions};
@@ -8,6 +9,7 @@ use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::stream::{L4BufferSettings, Stream as TcpStream};
 use pingora_core::{Error, ErrorType, Result};
 use serde::{Deserialize, Deserializer};
+use socket2::{Domain, Socket, Type};
 
 use crate::backend::tcp_keepalive;
 use crate::setting::{Address, Entries, Entry, parse};
@@ -54,7 +56,7 @@ impl Listener {
 
     /// The same without the TLS, which [`Handshakes`] adds.
     pub(crate) fn socket(&self) -> ListenerConfig {
-        let mut options = TcpSocketOptions::default();
+        let mut options = socket_options(self.address);
         options.tcp_keepalive = Some(tcp_keepalive());
         let read_buffer = match &self.tls {
             Some(_) => TLS_READ_BUFFER,
@@ -175,10 +177,44 @@ impl Entry for Listener {
     }
 }
 
+/// A socket that takes connections at `address` from now on.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // Connections of a process that has ended may be there still.
+    socket.set_reuse_address(true)?;
+    if is_ipv6_only(address) {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// What has Pingora bind one like that.
+pub(crate) fn socket_options(address: SocketAddr) -> TcpSocketOptions {
+    let mut options = TcpSocketOptions::default();
+    options.ipv6_only = is_ipv6_only(address).then_some(true);
+    options
+}
+
+/// Whether it is of IPv6 alone. Left to the system, `[::]` takes IPv4 as well, and has `0.0.0.0` be
+/// in use.
+fn is_ipv6_only(address: SocketAddr) -> bool {
+    // An address of IPv4 in IPv6's form takes IPv4, or nothing.
+    address.ip().to_canonical().is_ipv6()
+}
+
 fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let Address(address) = Address::deserialize(deserializer)?;
     Ok(address)
 }
+
+/// Pingora's own. The system has its limit, too.
+const BACKLOG: i32 = 65_535;
 
 /// None: headers and bodies are read into buffers of their own. A connection would keep this one, by
 /// default of 64 KiB, for as long as it is open.

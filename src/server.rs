@@ -1,7 +1,7 @@
 //! From a configuration to a running Pingora server.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::drain::{Drain, Drained, Signals};
 use crate::early_signals::EarlySignals;
 use crate::gateway::Gateway;
 use crate::handover;
-use crate::listener::Listeners;
+use crate::listener::{Listeners, listen, socket_options};
 use crate::metrics::Metrics;
 use crate::observe::{AccessLog, Admin, Observer};
 use crate::proxy::McpProxy;
@@ -232,7 +232,7 @@ pub fn stream_watch(sessions: &SessionSettings, gateway: Arc<Gateway>) -> Stream
 pub fn admin_service(admin: Admin, address: SocketAddr) -> Service<Admin> {
     let mut service = Service::new("admin".to_owned(), admin);
     service.threads = Some(1);
-    service.add_tcp(&address.to_string());
+    service.add_tcp_with_settings(&address.to_string(), socket_options(address));
     service
 }
 
@@ -267,10 +267,7 @@ pub enum StartError {
 /// and then go on without the listener.
 fn bind(config: &Config, mut taken_over: Fds) -> Result<ListenFds, StartError> {
     let bind = |address: SocketAddr| {
-        let bound = TcpListener::bind(address).and_then(|socket| {
-            socket.set_nonblocking(true)?;
-            Ok((address.to_string(), socket))
-        });
+        let bound = listen(address).map(|socket| (address.to_string(), socket));
         bound.map_err(|cause| StartError::Listen { address, cause })
     };
     let listeners = config.listeners.iter().map(|listener| listener.address);

@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -158,6 +159,27 @@ async fn in_the_background_a_user_without_a_group_has_its_own() {
     assert_eq!(owned.gid(), user.gid.as_raw());
 }
 
+#[tokio::test]
+async fn what_listens_on_ipv6_takes_no_ipv4_and_both_may_be_listened_on() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        let skipped = b"skipped, as there is no IPv6 here\n";
+        return std::io::stderr().write_all(skipped).unwrap();
+    }
+    let port = unused_address().port();
+    let [ipv4, ipv6] = ["0.0.0.0", "::"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+    let [by_ipv4, by_ipv6] =
+        ["127.0.0.1", "::1"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+    for addresses in [[ipv6].as_slice(), &[ipv4, ipv6]] {
+        let (mut proxy, file) = start(addresses, &route(&[unused_address()]));
+        let is_listening = proxy.until(|proxy| proxy.log().contains("listening on"));
+        assert!(is_listening.await, "{}", proxy.log());
+        assert!(TcpStream::connect(by_ipv6).await.is_ok());
+        let is_taken = TcpStream::connect(by_ipv4).await.is_ok();
+        assert_eq!(is_taken, addresses.contains(&ipv4));
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
 /// The first connection that `address` takes.
 async fn connected(address: SocketAddr) -> TcpStream {
     loop {
@@ -184,7 +206,7 @@ fn start(addresses: &[SocketAddr], mcp: &str) -> (Program, PathBuf) {
 fn document(addresses: &[SocketAddr]) -> String {
     let mut yaml = String::from("mcp:\n  listeners:\n");
     for address in addresses {
-        yaml += &format!("    - address: {address}\n");
+        yaml += &format!("    - address: \"{address}\"\n");
     }
     yaml
 }
