@@ -90,7 +90,10 @@ impl<A> Connections<A> {
         let (rejection, reason) = match handshake.await? {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) => (Rejection::TlsHandshake, reason(&error)),
-            Err(_) => (Rejection::TlsHandshakeTimeout, format!("not within {limit:?}")),
+            Err(_) => (
+                Rejection::TlsHandshakeTimeout,
+                format!("not within {limit:?}"),
+            ),
         };
         self.load.note_refused_connection(rejection);
         let client = client.map_or_else(|| "a client".to_owned(), ToString::to_string);

@@ -116,11 +116,6 @@ impl ProxyProcess {
         std::fs::write(&self.configuration, document(self.address, &self.keys, mcp)).unwrap();
     }
 
-    /// Its file.
-    pub fn configuration(&self) -> &Path {
-        &self.configuration
-    }
-
     /// Sends it a signal, by the signal's name without `SIG`.
     pub fn signal(&self, name: &str) {
         self.program.signal(name);
