@@ -160,7 +160,7 @@ impl Log for Discreet {
             let (target, line) = (record.target(), record.line().unwrap_or_default());
             return log::debug!("{target}, line {line}: not told, as it may quote what was sent");
         }
-        let target = if is_failed_handshake(record) {
+        let target = if is_of_a_client(record) {
             "pingora_mcp::connections"
         } else if is_of_the_handover(record) {
             "pingora_mcp::handover"
@@ -177,18 +177,23 @@ impl Log for Discreet {
     }
 }
 
-/// Whether Pingora says of a failure what a client or a backend sent: a header that it could not
-/// parse, whole, the target of a request, a length.
+/// Whether a failure is told with what a client or a backend sent: to Pingora, a header that it could
+/// not parse, whole, the target of a request, a length; to rustls, the name that was asked for.
 fn quotes(record: &Record<'_>) -> bool {
     let quoting = ["apps::http_app", "protocols::http::v1::common"];
     let module = record.target().strip_prefix("pingora_core::");
-    module.is_some_and(|module| quoting.contains(&module))
+    module.is_some_and(|module| quoting.contains(&module)) || record.target().starts_with("rustls")
 }
 
-/// An error to Pingora, of HTTP/2. It is a client's, nobody must act, and who scans is not to fill a disk.
-fn is_failed_handshake(record: &Record<'_>) -> bool {
-    record.target() == "pingora_core::apps"
-        && record.args().to_string().starts_with("H2 handshake error")
+/// An error to Pingora: a client has left before its first request, or in the middle of a header.
+/// Nobody must act, and who scans is not to fill a disk.
+fn is_of_a_client(record: &Record<'_>) -> bool {
+    let begins = |words| record.args().to_string().starts_with(words);
+    match record.target() {
+        "pingora_core::apps" => begins("H2 handshake error"),
+        "pingora_proxy" => begins("Fail to proxy: Downstream"),
+        _ => false,
+    }
 }
 
 /// Each second that a process waits for the other is an error to Pingora, or a warning. How it ends is

@@ -140,6 +140,7 @@ async fn what_cannot_be_read_is_not_quoted() {
             (admin, "Content-Length: s3cret\r\n\r\n"),
             (admin, "Transfer-Encoding: chunked\r\n\r\ns3cret\r\n\r\n"),
             (proxy.address, "Content-Length: s3cret\r\n\r\n"),
+            (proxy.address, "Authorization: Bearer s3cret"),
         ] {
             let mut client = Wire::connect(address).await;
             let request = format!("POST /mcp?s3cret HTTP/1.1\r\nHost: localhost\r\n{unreadable}");

@@ -722,7 +722,7 @@ async fn openssl_gets_in_by_tls_1_2_and_1_3_alone_and_by_no_weak_cipher() {
         let routes = route(&[NOBODY]);
         let proxy = Proxy::listening(&listener(&[&certificate], None), &routes);
         for version in ["-tls1", "-tls1_1"] {
-            let told = s_client(&proxy, &[version, "-cipher", everything]).await;
+            let told = s_client(proxy.address, &[version, "-cipher", everything]).await;
             assert!(
                 told.contains("Cipher is (NONE)") && told.contains("SSL alert number"),
                 "{told}"
@@ -795,6 +795,21 @@ async fn handshakes_that_fail_are_counted_and_told_once_a_second_or_each_at_debu
 }
 
 #[tokio::test]
+async fn a_name_that_is_none_is_not_quoted() {
+    let authority = Authority::new();
+    let own = authority.issue("own", &["localhost"]);
+    let keys = listener(&[&own], None);
+    let mut proxy = ProxyProcess::listening(&keys, &route(&[NOBODY]), &[]).await;
+    for name in ["s3cret..example", "127.0.0.1"] {
+        s_client(proxy.address, &["-servername", name]).await;
+    }
+    proxy.signal("TERM");
+    assert_eq!(proxy.ended().await, Some(0));
+    let log = proxy.log();
+    assert!(!log.contains("s3cret") && !log.contains("WARN"), "{log}");
+}
+
+#[tokio::test]
 async fn curl_speaks_http2_over_tls() {
     let authority = Authority::new();
     let backend = Backend::with_session("id").await;
@@ -826,7 +841,7 @@ async fn taken(
 ) -> BTreeSet<String> {
     let mut taken = BTreeSet::new();
     loop {
-        let told = s_client(proxy, &[version, option, &offered.join(":")]).await;
+        let told = s_client(proxy.address, &[version, option, &offered.join(":")]).await;
         let chosen = told
             .split("Cipher is ")
             .nth(1)
@@ -842,8 +857,8 @@ async fn taken(
 }
 
 /// What OpenSSL's client says of a connection to `proxy`.
-async fn s_client(proxy: &Proxy, options: &[&str]) -> String {
-    let address = proxy.address.to_string();
+async fn s_client(proxy: SocketAddr, options: &[&str]) -> String {
+    let address = proxy.to_string();
     openssl(&[&["s_client", "-connect", &address], options].concat()).await
 }
 
