@@ -147,9 +147,7 @@ struct Discreet {
 
 impl Log for Discreet {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let target = metadata.target();
-        let is_pingora = target.starts_with("pingora") && !target.starts_with("pingora_mcp");
-        !(is_pingora && metadata.level() > Level::Warn) && self.logger.enabled(metadata)
+        !(is_pingora(metadata) && metadata.level() > Level::Warn) && self.logger.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -177,6 +175,11 @@ impl Log for Discreet {
     }
 }
 
+fn is_pingora(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    target.starts_with("pingora") && !target.starts_with("pingora_mcp")
+}
+
 /// Whether a failure is told with what a client or a backend sent: to Pingora, a header that it could
 /// not parse, whole, the target of a request, a length; to rustls, the name that was asked for.
 fn quotes(record: &Record<'_>) -> bool {
@@ -189,11 +192,8 @@ fn quotes(record: &Record<'_>) -> bool {
 /// Nobody must act, and who scans is not to fill a disk.
 fn is_of_a_client(record: &Record<'_>) -> bool {
     let begins = |words| record.args().to_string().starts_with(words);
-    match record.target() {
-        "pingora_core::apps" => begins("H2 handshake error"),
-        "pingora_proxy" => begins("Fail to proxy: Downstream"),
-        _ => false,
-    }
+    is_pingora(record.metadata())
+        && (begins("H2 handshake error") || begins("Fail to proxy: Downstream"))
 }
 
 /// Each second that a process waits for the other is an error to Pingora, or a warning. How it ends is
