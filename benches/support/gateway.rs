@@ -47,7 +47,7 @@ pub fn measure(meter: &mut impl Meter) {
     meter.measure("to_backend", sent, |(exchange, request)| {
         gateway.to_backend(request, exchange).unwrap();
     });
-    let received = || (routed(gateway, bound), answer(None));
+    let received = || (routed(gateway, bound), answer(Some(BACKEND_ID)));
     meter.measure("from_backend", received, |(exchange, answer)| {
         from_backend(gateway, answer, exchange);
     });
@@ -66,8 +66,8 @@ pub fn measure(meter: &mut impl Meter) {
 
     // All five in turn.
     for (name, request, given) in [
-        ("session POST", bound, None),
-        ("session POST of a page", from_page, None),
+        ("session POST", bound, Some(BACKEND_ID)),
+        ("session POST of a page", from_page, Some(BACKEND_ID)),
         ("stateless POST", stateless, None),
         ("POST that opens a session", unbound, Some(BACKEND_ID)),
     ] {
@@ -89,7 +89,7 @@ pub fn measure(meter: &mut impl Meter) {
     // Parts of these.
     let cors = &CorsPolicy::default();
     let page = &from_page.headers;
-    let answered = || answer(None).headers.clone();
+    let answered = || answer(Some(BACKEND_ID)).headers.clone();
     meter.measure("CORS", answered, |answer| {
         let grant = cors.judge(page, Reach::Loopback);
         cors.apply(&grant, answer);
@@ -182,10 +182,10 @@ fn answer(session: Option<&str>) -> ResponseHeader {
         ("date", "Tue, 24 Nov 2026 04:00:00 GMT"),
         ("connection", "keep-alive"),
         ("keep-alive", "timeout=5"),
-        // The SDKs' servers repeat the id on each answer.
-        ("mcp-session-id", session.unwrap_or(BACKEND_ID)),
     ];
-    for (name, value) in read(&usual) {
+    // The SDKs' servers repeat the id on each answer of a session.
+    let id = session.map(|id| ("mcp-session-id", id));
+    for (name, value) in read(&usual.into_iter().chain(id).collect::<Vec<_>>()) {
         answer.append_header(name, value).unwrap();
     }
     answer
