@@ -92,6 +92,46 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    /// Each of them.
+    pub(crate) const ALL: [Self; 36] = [
+        Self::MalformedRequest,
+        Self::StreamNotAccepted,
+        Self::SessionIdMissing,
+        Self::MessageMalformed,
+        Self::HeaderMismatch,
+        Self::OriginForbidden,
+        Self::HostForbidden,
+        Self::MethodForbidden,
+        Self::ToolForbidden,
+        Self::UnknownPath,
+        Self::UnknownSession,
+        Self::MethodNotAllowed,
+        Self::NoEventStream,
+        Self::ExpectationFailed,
+        Self::TransferCodingUnknown,
+        Self::RequestTimeout,
+        Self::MessageTooLarge,
+        Self::MessageNotJson,
+        Self::BodyTooLarge,
+        Self::SessionStreams,
+        Self::ClientSessions,
+        Self::ClientSessionRate,
+        Self::HeaderTooLarge,
+        Self::Internal,
+        Self::BackendUnreachable,
+        Self::BackendAnswerInvalid,
+        Self::NoBackend,
+        Self::BackendFull,
+        Self::TlsHandshake,
+        Self::TlsHandshakeTimeout,
+        Self::ConnectionsFull,
+        Self::RequestsFull,
+        Self::StreamsFull,
+        Self::SessionsFull,
+        Self::StoreUnavailable,
+        Self::BackendTimeout,
+    ];
+
     /// The status of the answer.
     pub fn status(self) -> StatusCode {
         self.entry().status

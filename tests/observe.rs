@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
 use futures::StreamExt;
@@ -79,6 +79,33 @@ async fn refusals_are_counted_by_their_reason() {
     }
     let missing = r#"pingora_mcp_store_lookup_duration_seconds_count{outcome="missing"}"#;
     watched.until(missing, 1.0).await;
+}
+
+/// `rate` sees nothing of a first burst that is not preceded by zero.
+#[tokio::test]
+async fn what_is_counted_by_a_closed_set_is_there_at_zero_from_the_start() {
+    let watched = Watched::start(&route(&[unused_address()])).await;
+    let samples = parse(&watched.scrape().await).samples;
+    let set = |names: &[&str]| names.iter().copied().map(str::to_owned).collect();
+    for (metric, label, values) in [
+        ("pingora_mcp_refusals_total", "reason", reasons()),
+        ("pingora_mcp_limits_hit_total", "limit", documented_limits()),
+        (
+            "pingora_mcp_sessions_ended_total",
+            "cause",
+            set(&["deleted", "lost", "idle", "lifetime", "capacity"]),
+        ),
+        (
+            "pingora_mcp_sessions_reaped_total",
+            "outcome",
+            set(&["ended", "gone", "refused", "failed", "dropped"]),
+        ),
+    ] {
+        let of_metric = samples.iter().filter(|sample| sample.metric == metric);
+        let at_zero = of_metric.filter(|sample| number(&sample.value) == Some(0.0));
+        let found: BTreeSet<_> = at_zero.map(|sample| sample.labels[label].clone()).collect();
+        assert_eq!(found, values, "{metric}");
+    }
 }
 
 #[tokio::test]
@@ -228,6 +255,7 @@ async fn no_label_has_a_value_that_a_client_or_a_backend_made_up() {
                  gen_ai_tool_name=\"\",error_type=\"\"}";
     watched.until(other, 1.0).await;
 
+    let (limits, reasons) = (documented_limits(), reasons());
     let scrape = watched.scrape().await;
     assert!(!scrape.to_lowercase().contains("s3cret"), "{scrape}");
     assert!(!scrape.contains(&watched.proxy.address.to_string()));
@@ -240,18 +268,21 @@ async fn no_label_has_a_value_that_a_client_or_a_backend_made_up() {
                 "status" => &["", "1xx", "2xx", "3xx", "4xx", "5xx"],
                 "era" => &["", "session", "stateless"],
                 "connection" => &["new", "reused"],
-                "state" => &["up", "down", "draining"],
+                "state" => &["up", "down", "draining", "unresolved"],
                 "cause" => &["deleted", "lost", "idle", "lifetime", "capacity"],
-                "outcome" => &["found", "missing", "error", "dropped", "ok"],
-                "operation" => &["find", "insert", "remove", "claim", "settle"],
-                "reason" => &["unknown-path", "backend-unreachable", "backend-timeout"],
-                "limit" => &[
-                    "connect",
-                    "silence",
-                    "client_read",
-                    "client_write",
-                    "sessions",
+                "outcome" => &[
+                    "found", "missing", "error", "ok", "ended", "gone", "refused", "failed",
+                    "dropped",
                 ],
+                "operation" => &["find", "insert", "remove", "claim", "settle"],
+                "reason" => {
+                    assert!(reasons.contains(value), "{label}={value}");
+                    continue;
+                }
+                "limit" => {
+                    assert!(limits.contains(value), "{label}={value}");
+                    continue;
+                }
                 "mcp_method_name" => &["tools/call", "_OTHER"],
                 "gen_ai_tool_name" => &["", "add"],
                 "error_type" => &["", "4xx", "5xx", "client_left", "backend_left", "limit"],
@@ -365,6 +396,112 @@ fn the_dashboard_and_the_alerts_ask_for_each_metric_by_labels_that_it_has() {
         }
     }
     assert_eq!(shown, metrics.into_keys().collect());
+}
+
+/// Of series that a proxy has in trouble, and not of those that it has in none.
+#[tokio::test]
+async fn each_alert_fires_where_it_should_and_nowhere_else() {
+    let backend = Backend::start(|request| {
+        let status = match (request.method.as_str(), request.uri.path()) {
+            ("DELETE", _) => 500,
+            (_, "/mcp/lost") => 404,
+            _ => 200,
+        };
+        answer(status, &[("mcp-session-id", "the-backends-own-id")], "{}")
+    })
+    .await;
+    let plain = route(&[backend.address]);
+    let other = |address: &str| {
+        let backends = "      backends:\n        - name: other\n";
+        format!("{plain}    - path: /other\n{backends}          url: http://{address}/mcp\n")
+    };
+    let mut cases = Vec::new();
+
+    let watched = Watched::start(&other(&unused_address().to_string())).await;
+    let id = open_session(&watched.url("/mcp")).await;
+    let healthy = watched.scrape().await;
+    cases.push(alerts(&healthy, &healthy, &[]));
+    ask(&watched.url("/mcp/lost"), &id).await;
+    let lost = r#"pingora_mcp_sessions_ended_total{cause="lost"}"#;
+    watched.until(lost, 1.0).await;
+    let lost = watched.scrape().await;
+    cases.push(alerts(&healthy, &lost, &["cause=\"lost\""]));
+    for _ in 0..3 {
+        post(&watched.url("/other")).send().await.unwrap();
+    }
+    let unreachable = r#"pingora_mcp_refusals_total{reason="backend-unreachable"}"#;
+    watched.until(unreachable, 3.0).await;
+    let down = ["refusals_total", "state=\"down\"", "state!=\"up\""];
+    cases.push(alerts(&lost, &watched.scrape().await, &down));
+
+    // No name server is asked for a label of more than 63 letters.
+    let watched = Watched::start(&other(&"x".repeat(64))).await;
+    let unresolved = watched.scrape().await;
+    cases.push(alerts(&healthy, &unresolved, &["state!=\"up\""]));
+    post(&watched.url("/other")).send().await.unwrap();
+    let no_backend = r#"pingora_mcp_refusals_total{reason="no-backend"}"#;
+    watched.until(no_backend, 1.0).await;
+    let refused = ["refusals_total", "state!=\"up\""];
+    cases.push(alerts(&unresolved, &watched.scrape().await, &refused));
+
+    let full = format!("{plain}  sessions: {{ capacity: 1, evict: oldest }}\n");
+    let watched = Watched::start(&full).await;
+    let healthy = watched.scrape().await;
+    for _ in 0..2 {
+        open_session(&watched.url("/mcp")).await;
+    }
+    let failed = r#"pingora_mcp_sessions_reaped_total{outcome="failed"}"#;
+    watched.until(failed, 1.0).await;
+    let full = ["cause=\"capacity\"", "limits_hit_total", "reaped_total"];
+    cases.push(alerts(&healthy, &watched.scrape().await, &full));
+
+    let log = "  access_log: { format: text, path: /dev/full }\n";
+    let watched = Watched::start(&(plain.clone() + log)).await;
+    let healthy = watched.scrape().await;
+    open_session(&watched.url("/mcp")).await;
+    watched
+        .until("pingora_mcp_access_log_lines_dropped_total", 1.0)
+        .await;
+    cases.push(alerts(
+        &healthy,
+        &watched.scrape().await,
+        &["lines_dropped"],
+    ));
+
+    let mut redis = Redis::start().await;
+    let store = format!("{{ redis: {{ url: \"{}\", keys: [{KEY}] }} }}", redis.url());
+    let mcp = format!("{plain}  sessions: {{ store: {store} }}\n");
+    let watched = Watched::start(&mcp).await;
+    watched.until("pingora_mcp_store_reached", 1.0).await;
+    let healthy = watched.scrape().await;
+    redis.kill().await;
+    watched.until("pingora_mcp_store_reached", 0.0).await;
+    cases.push(alerts(
+        &healthy,
+        &watched.scrape().await,
+        &["store_reached"],
+    ));
+
+    let (authority, day) = (Authority::new(), Duration::from_secs(24 * 60 * 60));
+    let issue = |days| authority.issue_until("own", SystemTime::now() + days * day);
+    let keys = support::tls::listener(&[&issue(15)], None);
+    let admin = unused_address();
+    let mcp = format!("{plain}  admin: {{ address: {admin} }}\n");
+    let mut watched = Watched {
+        proxy: ProxyProcess::listening(&keys, &mcp, &[]).await,
+        admin,
+        _store: None,
+    };
+    let healthy = watched.scrape().await;
+    issue(13);
+    let is_read = |log: String| log.contains("read again");
+    assert!(watched.proxy.until(is_read).await);
+    cases.push(alerts(&healthy, &watched.scrape().await, &["certificate"]));
+
+    let file = support::process::scratch_file("yaml");
+    std::fs::write(&file, json!({ "tests": cases }).to_string()).unwrap();
+    told(Command::new("promtool").args(["test", "rules"]).arg(&file));
+    std::fs::remove_file(file).unwrap();
 }
 
 #[tokio::test]
@@ -1376,7 +1513,9 @@ async fn hit(mcp: &str, requests: Vec<String>, limit: &str, reason: &str) {
     let counted = async || {
         let samples = parse(&watched.scrape().await).samples;
         let label = |metric: &str, label: &str| -> Vec<String> {
+            let counted = |sample: &&Sample| number(&sample.value) != Some(0.0);
             let samples = samples.iter().filter(|sample| sample.metric == metric);
+            let samples = samples.filter(counted);
             samples.map(|sample| sample.labels[label].clone()).collect()
         };
         let refused = label("pingora_mcp_refusals_total", "reason");
@@ -1408,6 +1547,19 @@ fn documented_limits() -> BTreeSet<String> {
     names.map(str::to_owned).collect()
 }
 
+/// The values of the label `reason`, of the table in `src/rejection.rs`.
+fn reasons() -> BTreeSet<String> {
+    let text = std::fs::read_to_string("src/rejection.rs").unwrap();
+    let strings = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix('"')?.strip_suffix("\","));
+    let is_name = |text: &&str| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+    };
+    strings.filter(is_name).map(str::to_owned).collect()
+}
+
 /// The expressions of the table in `docs/operations.md`.
 fn documented_alerts() -> Vec<String> {
     let text = std::fs::read_to_string("docs/operations.md").unwrap();
@@ -1418,6 +1570,48 @@ fn documented_alerts() -> Vec<String> {
     let alerts: Vec<_> = alerts.collect();
     assert!(alerts.len() > 5, "{alerts:?}");
     alerts
+}
+
+/// What `promtool` is to find where a proxy was scraped as `before` for five minutes, and as `now` for
+/// three: the alerts that have one of `words` fire, and no other.
+fn alerts(before: &str, now: &str, words: &[&str]) -> Value {
+    let (before, now) = (series(before), series(now));
+    let input = now.iter().map(|(series, value)| {
+        let before = before.get(series).map_or("_".to_owned(), f64::to_string);
+        json!({ "series": series, "values": format!("{before}x5 {value}x5") })
+    });
+    let expected = documented_alerts().into_iter().map(|alert| {
+        let fires = words.iter().any(|word| alert.contains(word));
+        json!({
+            "expr": format!("count({alert}) > bool 0 or vector(0)"),
+            "eval_time": "8m",
+            "exp_samples": [{ "labels": "{}", "value": u8::from(fires) }],
+        })
+    });
+    json!({
+        "interval": "1m",
+        "input_series": input.collect::<Vec<_>>(),
+        "promql_expr_test": expected.collect::<Vec<_>>(),
+    })
+}
+
+/// The counters and gauges of a scrape, each with its labels.
+fn series(scrape: &str) -> BTreeMap<String, f64> {
+    // Where time begins for `promtool`.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap().as_secs_f64();
+    let samples = parse(scrape).samples.into_iter();
+    let numbers = samples.filter_map(|sample| {
+        let value = number(&sample.value)?;
+        let labels = sample.labels.iter();
+        let labels: Vec<_> = labels
+            .map(|(name, value)| format!("{name}={value:?}"))
+            .collect();
+        let is_moment = sample.metric.contains("_timestamp_") && value > 0.0;
+        let value = if is_moment { value - now } else { value };
+        Some((format!("{}{{{}}}", sample.metric, labels.join(",")), value))
+    });
+    numbers.collect()
 }
 
 fn dashboard() -> Value {

@@ -60,7 +60,7 @@ pub struct Backend {
 /// What is configured of a backend: the same for each address of its host name.
 #[derive(Debug)]
 pub(crate) struct Profile {
-    name: BackendName,
+    pub(crate) name: BackendName,
     url: BackendUrl,
     headers: Vec<(HeaderName, HeaderValue)>,
     tls: Option<BackendTls>,

@@ -72,6 +72,14 @@ pub enum Reaped {
 }
 
 impl Reaped {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Ended,
+        Self::Gone,
+        Self::Refused,
+        Self::Failed,
+        Self::Dropped,
+    ];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ended => "ended",
@@ -124,6 +132,26 @@ pub enum Limit {
 }
 
 impl Limit {
+    pub(super) const ALL: [Self; 17] = [
+        Self::TlsHandshake,
+        Self::Connect,
+        Self::Silence,
+        Self::ClientRead,
+        Self::ClientWrite,
+        Self::StreamAge,
+        Self::Sessions,
+        Self::ClientSessions,
+        Self::ClientSessionRate,
+        Self::Connections,
+        Self::Requests,
+        Self::Streams,
+        Self::SessionStreams,
+        Self::Header,
+        Self::Body,
+        Self::Message,
+        Self::Backend,
+    ];
+
     /// The limit that is behind a refusal, if one is.
     pub fn of(rejection: Rejection) -> Option<Self> {
         match rejection {
@@ -222,10 +250,12 @@ pub enum Standing {
     Down,
     /// Those of its own sessions alone.
     Draining,
+    /// Its host name has not stood for any address yet.
+    Unresolved,
 }
 
 impl Standing {
-    pub(super) const ALL: [Self; 3] = [Self::Up, Self::Down, Self::Draining];
+    pub(super) const ALL: [Self; 4] = [Self::Up, Self::Down, Self::Draining, Self::Unresolved];
 
     /// A short stable name, used as a label.
     pub fn name(self) -> &'static str {
@@ -233,6 +263,7 @@ impl Standing {
             Self::Up => "up",
             Self::Down => "down",
             Self::Draining => "draining",
+            Self::Unresolved => "unresolved",
         }
     }
 }

@@ -144,7 +144,7 @@ impl Metrics {
         let new = Families(&registry);
         let target = ["route", "backend"];
         let by_method = ["route", "backend", "method", "era"];
-        Ok(Self {
+        let metrics = Self {
             requests: new.counters(
                 "pingora_mcp_requests_total",
                 "Requests that are over.",
@@ -253,7 +253,25 @@ impl Metrics {
             tools: Tools::new(settings.tool_names),
             scraped: Mutex::default(),
             registry,
-        })
+        };
+        metrics.begin();
+        Ok(metrics)
+    }
+
+    /// Has what alerts ask for begin at zero: a series that begins with its first burst has not risen.
+    fn begin(&self) {
+        for rejection in Rejection::ALL {
+            self.refusals.with_label_values(&[rejection.name()]);
+        }
+        for limit in Limit::ALL {
+            self.limits_hit.with_label_values(&[limit.name()]);
+        }
+        for cause in ["deleted", "lost", "idle", "lifetime", "capacity"] {
+            self.sessions_ended.with_label_values(&[cause]);
+        }
+        for outcome in Reaped::ALL {
+            self.sessions_reaped.with_label_values(&[outcome.name()]);
+        }
     }
 
     /// Shows what others measure, too.

@@ -39,7 +39,8 @@ use crate::gateway::Gateway;
 use crate::listener::Listeners;
 use crate::mcp::{Era, McpMethod, header::MCP_NAME};
 use crate::metrics::{
-    BackendNow, Connected, Ending, Finished, HttpMethod, Limit, Metrics, Now, Target, Totals,
+    BackendNow, Connected, Ending, Finished, HttpMethod, Limit, Metrics, Now, Standing, Target,
+    Totals,
 };
 use crate::rejection::{REFUSED, Rejection};
 use crate::session::Reaping;
@@ -178,13 +179,19 @@ fn backends(gateway: &Gateway) -> Vec<BackendNow> {
     let rules = gateway.rules();
     let routes = rules.routes.iter();
     let backends = routes.flat_map(|route| {
-        let backends = route.pool.iter();
-        backends.map(|backend| BackendNow {
+        let backends = route.pool.iter().map(|backend| BackendNow {
             route: route.path.to_string(),
             backend: backend.configured_name().to_owned(),
             standing: backend.standing(),
             sessions: gateway.store().sessions_at(&route.path, backend.name()),
-        })
+        });
+        let unresolved = route.pool.unresolved().map(|profile| BackendNow {
+            route: route.path.to_string(),
+            backend: profile.name.to_string(),
+            standing: Standing::Unresolved,
+            sessions: 0,
+        });
+        backends.chain(unresolved)
     });
     backends.collect()
 }

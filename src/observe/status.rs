@@ -211,7 +211,7 @@ impl RouteStatus {
         for backend in &self.backends {
             let class = match backend.standing {
                 Standing::Up => "good",
-                Standing::Down => "bad",
+                Standing::Down | Standing::Unresolved => "bad",
                 Standing::Draining => "",
             };
             let since = backend
