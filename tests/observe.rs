@@ -326,10 +326,8 @@ async fn prometheus_takes_what_is_scraped_and_finds_no_fault_with_its_names() {
 
 #[test]
 fn prometheus_understands_each_query_of_the_dashboard_and_each_alert() {
-    let queries = dashboard_targets().into_iter().map(|(query, _)| query);
-    // In Grafana's place.
-    let queries = queries.map(|query| query.replace("$__rate_interval", "1m"));
-    let queries = queries.map(|query| query.replace("$__range", "1h"));
+    let queries = dashboard_targets().into_iter();
+    let queries = queries.map(|(query, _)| in_place_of_grafana(&query));
     let mut rules = Vec::new();
     for query in queries.chain(documented_alerts()) {
         rules.push(json!({ "record": format!("query:{}", rules.len()), "expr": query }));
@@ -396,6 +394,29 @@ fn the_dashboard_and_the_alerts_ask_for_each_metric_by_labels_that_it_has() {
         }
     }
     assert_eq!(shown, metrics.into_keys().collect());
+}
+
+#[tokio::test]
+async fn the_dashboard_has_its_numbers_of_a_proxy_without_traffic_and_of_sessions_in_redis() {
+    let quiet = Watched::start(&route(&[unused_address()])).await;
+    let stats: Vec<_> = dashboard_stats().collect();
+    let of = |query: &str, value: u8| json!({ "query": query, "value": value });
+    let is_number = |(title, query): &(String, String)| {
+        // There is none without TLS.
+        let is_there = !title.starts_with("Certificate");
+        of(
+            &format!("({query}) >= bool 0 or vector(0)"),
+            is_there.into(),
+        )
+    };
+    let quiet = quiet.scrape().await;
+    let quiet = evaluated(&quiet, &quiet, stats.iter().map(is_number));
+
+    let busy = Watched::busy().await.scrape().await;
+    let sessions = stats.iter().filter(|(title, _)| title == "Live sessions");
+    let sessions = sessions.map(|(_, query)| of(&format!("{query} > bool 0"), 1));
+    let busy = evaluated(&busy, &busy, sessions);
+    hold(&[quiet, busy]);
 }
 
 /// Of series that a proxy has in trouble, and not of those that it has in none.
@@ -498,10 +519,7 @@ async fn each_alert_fires_where_it_should_and_nowhere_else() {
     assert!(watched.proxy.until(is_read).await);
     cases.push(alerts(&healthy, &watched.scrape().await, &["certificate"]));
 
-    let file = support::process::scratch_file("yaml");
-    std::fs::write(&file, json!({ "tests": cases }).to_string()).unwrap();
-    told(Command::new("promtool").args(["test", "rules"]).arg(&file));
-    std::fs::remove_file(file).unwrap();
+    hold(&cases);
 }
 
 #[tokio::test]
@@ -1572,20 +1590,29 @@ fn documented_alerts() -> Vec<String> {
     alerts
 }
 
-/// What `promtool` is to find where a proxy was scraped as `before` for five minutes, and as `now` for
-/// three: the alerts that have one of `words` fire, and no other.
+/// What `promtool` is to find: the alerts that have one of `words` fire, and no other.
 fn alerts(before: &str, now: &str, words: &[&str]) -> Value {
+    let expected = documented_alerts().into_iter().map(|alert| {
+        let fires = words.iter().any(|word| alert.contains(word));
+        let query = format!("count({alert}) > bool 0 or vector(0)");
+        json!({ "query": query, "value": u8::from(fires) })
+    });
+    evaluated(before, now, expected)
+}
+
+/// The same of what each `query` without labels is `expected` to have as its `value`, where a proxy was
+/// scraped as `before` for five minutes, and as `now` for three.
+fn evaluated(before: &str, now: &str, expected: impl Iterator<Item = Value>) -> Value {
     let (before, now) = (series(before), series(now));
     let input = now.iter().map(|(series, value)| {
         let before = before.get(series).map_or("_".to_owned(), f64::to_string);
         json!({ "series": series, "values": format!("{before}x5 {value}x5") })
     });
-    let expected = documented_alerts().into_iter().map(|alert| {
-        let fires = words.iter().any(|word| alert.contains(word));
+    let expected = expected.map(|expected| {
         json!({
-            "expr": format!("count({alert}) > bool 0 or vector(0)"),
+            "expr": expected["query"],
             "eval_time": "8m",
-            "exp_samples": [{ "labels": "{}", "value": u8::from(fires) }],
+            "exp_samples": [{ "labels": "{}", "value": expected["value"] }],
         })
     });
     json!({
@@ -1593,6 +1620,14 @@ fn alerts(before: &str, now: &str, words: &[&str]) -> Value {
         "input_series": input.collect::<Vec<_>>(),
         "promql_expr_test": expected.collect::<Vec<_>>(),
     })
+}
+
+/// Has `promtool` find all of this.
+fn hold(tests: &[Value]) {
+    let file = support::process::scratch_file("yaml");
+    std::fs::write(&file, json!({ "tests": tests }).to_string()).unwrap();
+    told(Command::new("promtool").args(["test", "rules"]).arg(&file));
+    std::fs::remove_file(file).unwrap();
 }
 
 /// The counters and gauges of a scrape, each with its labels.
@@ -1630,6 +1665,24 @@ fn dashboard_targets() -> Vec<(String, String)> {
     targets
         .map(|target| (text(&target["expr"]), text(&target["legendFormat"])))
         .collect()
+}
+
+/// The panels that show one number each: the title and the query.
+fn dashboard_stats() -> impl Iterator<Item = (String, String)> {
+    let panels = dashboard()["panels"].as_array().unwrap().clone();
+    let stats = panels.into_iter().filter(|panel| panel["type"] == "stat");
+    stats.map(|panel| {
+        let query = panel["targets"][0]["expr"].as_str().unwrap();
+        let title = panel["title"].as_str().unwrap().to_owned();
+        (title, in_place_of_grafana(query))
+    })
+}
+
+/// A query with the values of its variables.
+fn in_place_of_grafana(query: &str) -> String {
+    let query = query.replace("$instance", ".*").replace("$route", ".*");
+    let query = query.replace("$__rate_interval", "1m");
+    query.replace("$__range", "1h")
 }
 
 /// The queries of its variables.
