@@ -268,6 +268,7 @@ async fn no_label_has_a_value_that_a_client_or_a_backend_made_up() {
                 "status" => &["", "1xx", "2xx", "3xx", "4xx", "5xx"],
                 "era" => &["", "session", "stateless"],
                 "connection" => &["new", "reused"],
+                "version" => &[env!("CARGO_PKG_VERSION")],
                 "state" => &["up", "down", "draining", "unresolved"],
                 "cause" => &["deleted", "lost", "idle", "lifetime", "capacity"],
                 "outcome" => &[
@@ -423,6 +424,11 @@ async fn the_dashboard_has_its_numbers_of_a_proxy_without_traffic_and_of_session
 #[tokio::test]
 async fn each_alert_fires_where_it_should_and_nowhere_else() {
     let backend = Backend::start(|request| {
+        if request.method == "GET" {
+            let silence = futures::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+            let kind = [("content-type", "text/event-stream")];
+            return answer(200, &kind, Body::from_stream(silence));
+        }
         let status = match (request.method.as_str(), request.uri.path()) {
             ("DELETE", _) => 500,
             (_, "/mcp/lost") => 404,
@@ -473,8 +479,27 @@ async fn each_alert_fires_where_it_should_and_nowhere_else() {
     }
     let failed = r#"pingora_mcp_sessions_reaped_total{outcome="failed"}"#;
     watched.until(failed, 1.0).await;
-    let full = ["cause=\"capacity\"", "limits_hit_total", "reaped_total"];
+    let full = [
+        "cause=\"capacity\"",
+        "limits_hit_total",
+        "reaped_total",
+        "sessions_live",
+    ];
     cases.push(alerts(&healthy, &watched.scrape().await, &full));
+
+    let few = "  limits: { max_connections: 2, max_requests: 1, max_streams: 1 }\n";
+    let one = "  sessions: { capacity: 1 }\n";
+    let watched = Watched::start(&format!("{plain}{few}{one}")).await;
+    let healthy = watched.scrape().await;
+    open_session(&watched.url("/mcp")).await;
+    watched.until("pingora_mcp_open_connections", 0.0).await;
+    let _idle = Wire::connect(watched.proxy.address).await;
+    let mut stream = Wire::connect(watched.proxy.address).await;
+    stream.send(GET).await;
+    stream.receive("\r\n\r\n").await;
+    watched.until("pingora_mcp_open_connections", 2.0).await;
+    let nearly_full = watched.scrape().await;
+    cases.push(alerts(&healthy, &nearly_full, &["/ on (instance)"]));
 
     let log = "  access_log: { format: text, path: /dev/full }\n";
     let watched = Watched::start(&(plain.clone() + log)).await;
@@ -621,6 +646,19 @@ async fn status_has_each_limit_that_holds_as_the_configuration_file_has_it() {
         shown["sessions"],
     );
     watched.proxy.reload(&mcp).await;
+    for (limit, most) in [
+        ("connections", 7.0),
+        ("requests", 8000.0),
+        ("sessions", 100_000.0),
+    ] {
+        let sample = format!(r#"pingora_mcp_limit{{limit="{limit}"}}"#);
+        watched.until(&sample, most).await;
+    }
+    let scrape = watched.scrape().await;
+    assert!(
+        !scrape.contains(r#"pingora_mcp_limit{limit="streams"}"#),
+        "{scrape}"
+    );
     // What takes a restart does not hold yet.
     shown["sessions"] = sessions;
     assert_eq!(limits(&watched.status().await), shown);
@@ -1708,7 +1746,8 @@ fn asked(query: &str) -> Vec<(&str, Vec<&str>)> {
             .strip_prefix('{')
             .and_then(|after| after.split_once('}'));
         let (selector, after) = selector.unwrap_or(("", after));
-        if name.starts_with("pingora_mcp_") || name.starts_with("mcp_server_") {
+        let families = ["pingora_mcp_", "mcp_server_", "process_"];
+        if families.iter().any(|family| name.starts_with(family)) {
             let labels = selector.split(',').filter(|matcher| !matcher.is_empty());
             asked.push((
                 name,

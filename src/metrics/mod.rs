@@ -13,6 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, StatusCode};
 use prometheus::core::Collector;
+#[cfg(target_os = "linux")]
+use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -47,6 +50,8 @@ pub struct Metrics {
     sessions_reaped: IntCounterVec,
     sessions_live: IntGauge,
     open_connections: IntGauge,
+    open_requests: IntGauge,
+    limits: IntGaugeVec,
     certificates_expire: IntGauge,
     store_lookups: HistogramVec,
     refusals: IntCounterVec,
@@ -115,6 +120,10 @@ pub struct Now {
     pub sessions: Option<u64>,
     /// Connections of clients that are open.
     pub connections: usize,
+    /// Requests at backends, or on their way there.
+    pub requests: usize,
+    /// The most that there may be of what has a bound.
+    pub limits: Vec<(Limit, u64)>,
     /// When the first certificate of a listener expires. `None` without TLS.
     pub certificates_expire: Option<SystemTime>,
     /// All backends, each of their addresses for itself.
@@ -144,6 +153,19 @@ impl Metrics {
         let new = Families(&registry);
         let target = ["route", "backend"];
         let by_method = ["route", "backend", "method", "era"];
+        new.gauges(
+            "pingora_mcp_build_info",
+            "1 for the version that runs.",
+            &["version"],
+        )?
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1);
+        // Not the crate's own, which is 0 where `/proc/stat` is hidden, as by the unit for systemd.
+        new.gauge(
+            START_TIME,
+            "Start time of the process since unix epoch in seconds.",
+        )?
+        .set(unix_seconds(SystemTime::now()));
         let metrics = Self {
             requests: new.counters(
                 "pingora_mcp_requests_total",
@@ -222,6 +244,15 @@ impl Metrics {
             open_connections: new.gauge(
                 "pingora_mcp_open_connections",
                 "Connections of clients that are open.",
+            )?,
+            open_requests: new.gauge(
+                "pingora_mcp_open_requests",
+                "Requests at backends, or on their way there.",
+            )?,
+            limits: new.gauges(
+                "pingora_mcp_limit",
+                "The most that there may be at a time.",
+                &["limit"],
             )?,
             certificates_expire: new.gauge(
                 "pingora_mcp_certificate_expiry_timestamp_seconds",
@@ -440,11 +471,16 @@ impl Metrics {
         }
         self.open_connections
             .set(i64::try_from(now.connections).unwrap_or(i64::MAX));
+        self.open_requests
+            .set(i64::try_from(now.requests).unwrap_or(i64::MAX));
+        self.limits.reset();
+        for &(limit, most) in &now.limits {
+            self.limits
+                .with_label_values(&[limit.name()])
+                .set(i64::try_from(most).unwrap_or(i64::MAX));
+        }
         if let Some(expire) = now.certificates_expire {
-            let since = expire.duration_since(SystemTime::UNIX_EPOCH);
-            let seconds = since.map_or(0, |since| since.as_secs());
-            self.certificates_expire
-                .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+            self.certificates_expire.set(unix_seconds(expire));
         }
         self.set_backends(&now.backends);
         let capacity = totals.capacity.saturating_sub(scraped.capacity);
@@ -477,7 +513,9 @@ impl Metrics {
         self.log_lines_dropped
             .inc_by(dropped.saturating_sub(scraped.log_lines_dropped));
         *scraped = totals;
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        let mut families = self.registry.gather();
+        families.extend(of_process());
+        TextEncoder::new().encode_to_string(&families)
     }
 
     /// Those that the configuration has no more are told no more.
@@ -501,6 +539,25 @@ impl Metrics {
             .with_label_values(&[limit.name()])
             .inc_by(times);
     }
+}
+
+/// Memory, descriptors and the like. Looked at anew each time: in the background, this process is
+/// another than the one that has started.
+#[cfg(target_os = "linux")]
+fn of_process() -> impl Iterator<Item = MetricFamily> {
+    let families = ProcessCollector::for_self().collect().into_iter();
+    families.filter(|family| family.name() != START_TIME)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn of_process() -> impl Iterator<Item = MetricFamily> {
+    std::iter::empty()
+}
+
+fn unix_seconds(moment: SystemTime) -> i64 {
+    let since = moment.duration_since(SystemTime::UNIX_EPOCH);
+    let seconds = since.map_or(0, |since| since.as_secs());
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 /// Makes metrics and registers them.
@@ -544,6 +601,8 @@ impl Families<'_> {
         Ok(collector)
     }
 }
+
+const START_TIME: &str = "process_start_time_seconds";
 
 /// A call takes milliseconds, a tool minutes, a stream hours.
 const REQUEST_BUCKETS: [f64; 19] = [

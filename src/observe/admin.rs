@@ -163,7 +163,7 @@ impl Admin {
     }
 
     async fn metrics(&self) -> Answer {
-        match self.observer.scrape(&self.gateway).await {
+        match self.observer.scrape(&self.gateway, &self.sessions).await {
             Ok(metrics) => Answer {
                 content_type: TEXT_FORMAT,
                 ..Answer::text(StatusCode::OK, metrics)

@@ -36,6 +36,7 @@ pub use admin::{Admin, AdminSettings, Reloads};
 
 use crate::exchange::{Exchange, SessionOutcome};
 use crate::gateway::Gateway;
+use crate::limits::ClientLimits;
 use crate::listener::Listeners;
 use crate::mcp::{Era, McpMethod, header::MCP_NAME};
 use crate::metrics::{
@@ -43,7 +44,8 @@ use crate::metrics::{
     Totals,
 };
 use crate::rejection::{REFUSED, Rejection};
-use crate::session::Reaping;
+use crate::session::{Reaping, SessionSettings};
+use crate::setting::Most;
 
 /// Where the facts of each request go. The default is nowhere.
 #[derive(Clone, Debug, Default)]
@@ -146,12 +148,16 @@ impl Observer {
         }
     }
 
-    /// All metrics, and what `gateway`'s store counts, in Prometheus's text format. Empty without
-    /// metrics.
+    /// All metrics, and what `gateway`'s store counts, which keeps sessions as `sessions` say, in
+    /// Prometheus's text format. Empty without metrics.
     ///
     /// # Errors
     /// As [`Metrics::scrape`].
-    pub async fn scrape(&self, gateway: &Gateway) -> prometheus::Result<String> {
+    pub async fn scrape(
+        &self,
+        gateway: &Gateway,
+        sessions: &SessionSettings,
+    ) -> prometheus::Result<String> {
         let Some(metrics) = &self.metrics else {
             return Ok(String::new());
         };
@@ -160,6 +166,8 @@ impl Observer {
         let now = Now {
             sessions: census.live,
             connections: load.connections(),
+            requests: load.requests(),
+            limits: limits(&gateway.rules().limits, sessions),
             certificates_expire: self.listeners.as_ref().and_then(Listeners::expire),
             backends: backends(gateway),
         };
@@ -173,6 +181,19 @@ impl Observer {
         };
         metrics.scrape(now, totals)
     }
+}
+
+/// Those that hold now, without what has none.
+fn limits(limits: &ClientLimits, sessions: &SessionSettings) -> Vec<(Limit, u64)> {
+    let of_clients = [
+        (Limit::Connections, limits.max_connections),
+        (Limit::Requests, limits.max_requests),
+        (Limit::Streams, limits.max_streams),
+    ];
+    let of_clients = of_clients.into_iter();
+    let of_clients = of_clients.filter_map(|(limit, Most(most))| Some((limit, most? as u64)));
+    let of_store = (Limit::Sessions, sessions.capacity.0);
+    of_clients.chain([of_store]).collect()
 }
 
 fn backends(gateway: &Gateway) -> Vec<BackendNow> {
