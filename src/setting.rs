@@ -42,8 +42,14 @@ impl<'de> Deserialize<'de> for Period {
 
 impl fmt::Display for Period {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = humantime::format_duration(self.0).to_string();
-        formatter.write_str(&text.replace("days", "d").replace("day", "d"))
+        // The crate goes on to months of 30.44 days, in which none is written.
+        let days = self.0.as_secs() / DAY;
+        let rest = self.0 - Duration::from_secs(days * DAY);
+        match (days, rest) {
+            (0, _) => write!(formatter, "{}", humantime::format_duration(rest)),
+            (_, Duration::ZERO) => write!(formatter, "{days}d"),
+            _ => write!(formatter, "{days}d {}", humantime::format_duration(rest)),
+        }
     }
 }
 
@@ -295,7 +301,10 @@ fn size(text: &str) -> Result<Size, &'static str> {
 }
 
 /// moka panics where a session may live for more than 1000 years. A year is 365.25 days.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400 + 25 * 86_400);
+const LONGEST: Duration = Duration::from_secs((100 * 365 + 25) * DAY);
+
+/// In seconds.
+const DAY: u64 = 86_400;
 
 /// What is said of `${` in a value, after all that can be expanded has been.
 pub const UNEXPANDED: &str = "'${' is left in it: expected ${NAME} in a value without quotes";

@@ -595,6 +595,7 @@ async fn status_is_a_page_for_people_and_json_for_programs() {
     let status = watched.status().await;
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["ready"], true);
+    assert!(status["open_requests"].is_u64(), "{status}");
     assert_eq!(status["sessions"]["live"], 1);
     assert_eq!(status["routes"][0]["path"], "/m'c&amp;p");
     let shown = &status["routes"][0]["backends"][0];
@@ -608,8 +609,25 @@ async fn status_is_a_page_for_people_and_json_for_programs() {
     let policy = header(page.headers(), "content-security-policy").unwrap();
     assert!(policy.starts_with("default-src 'none'"), "{policy}");
     let page = page.text().await.unwrap();
-    assert!(page.contains("<h2>/m&#39;c&amp;amp;p</h2>"), "{page}");
+    for part in [
+        "<title>ready - pingora-mcp</title>",
+        "1 of 1 backends up",
+        "<h2 id=route-0>/m&#39;c&amp;amp;p</h2>",
+        "role=region aria-labelledby=route-0 tabindex=0><table aria-labelledby=route-0>",
+        "<dt>open requests</dt><dd>",
+        " of 8000</dd>",
+        "href=\"/status?refresh=5\"",
+    ] {
+        assert!(page.contains(part), "{part} is not in\n{page}");
+    }
     assert!(!page.contains("<script"), "{page}");
+    // It takes what is scrolled, focused and selected: only where that is asked for.
+    let refresh = "<meta http-equiv=refresh content=5>";
+    assert!(!page.contains(refresh), "{page}");
+    let page = watched.get("/status?refresh=5").send().await.unwrap();
+    let page = page.text().await.unwrap();
+    assert!(page.contains(refresh), "{page}");
+    assert!(page.contains("href=/status>"), "{page}");
 }
 
 /// What is shown can be put into the file as it is.
@@ -629,6 +647,8 @@ async fn status_has_each_limit_that_holds_as_the_configuration_file_has_it() {
         ("/limits/max_header_size", json!("9KiB")),
         ("/timeouts/body", json!("none")),
         ("/timeouts/header", json!("1m 1s")),
+        ("/timeouts/write", json!("31d")),
+        ("/timeouts/keep_alive", json!("400d 1h")),
         ("/sessions/capacity", json!(7)),
         ("/routes/0/limits/max_body", json!("1025B")),
         ("/routes/0/timeouts/max_stream_age", json!("2d")),
@@ -747,7 +767,9 @@ async fn readiness_is_lost_where_the_process_ends_and_health_is_not() {
     drain.send_replace(true);
     assert_eq!(get("/readyz").await, (503, "draining\n".to_owned()));
     assert_eq!(get("/healthz").await, (200, "ok\n".to_owned()));
-    assert!(get("/status").await.1.contains("<b class=bad>draining</b>"));
+    let page = get("/status").await.1;
+    assert!(page.contains("<b class=bad>draining</b>"), "{page}");
+    assert!(page.contains("<title>draining - "), "{page}");
 }
 
 #[tokio::test]

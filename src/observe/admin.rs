@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, Response, StatusCode, Uri, header};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use prometheus::TEXT_FORMAT;
@@ -138,7 +138,8 @@ impl Admin {
         is_away.then_some("store")
     }
 
-    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
+    async fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Answer {
+        let path = uri.path();
         if let ("/reload", Some(reload)) = (path, &self.reload) {
             return reloaded(method, headers, Arc::clone(reload)).await;
         }
@@ -157,7 +158,7 @@ impl Admin {
                 }
             },
             "/metrics" => self.metrics().await,
-            "/status" => self.status(wants_json(headers)).await,
+            "/status" => self.status(wants_json(headers), uri.query()).await,
             _ => Answer::text(StatusCode::NOT_FOUND, PATHS),
         }
     }
@@ -175,7 +176,7 @@ impl Admin {
         }
     }
 
-    async fn status(&self, wanted: Wanted) -> Answer {
+    async fn status(&self, wanted: Wanted, query: Option<&str>) -> Answer {
         let census = self.gateway.store().census().await;
         let uptime = self.started.elapsed();
         let status = Status::new(
@@ -192,7 +193,7 @@ impl Admin {
             },
             Wanted::Html => Answer {
                 content_type: "text/html; charset=utf-8",
-                ..Answer::text(StatusCode::OK, status.to_html())
+                ..Answer::text(StatusCode::OK, status.to_html(query))
             },
         }
     }
@@ -215,8 +216,8 @@ impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let request = session.req_header();
         let answer = if self.is_addressed(authority(request)) {
-            let path = request.uri.path();
-            self.answer(&request.method, path, &request.headers).await
+            self.answer(&request.method, &request.uri, &request.headers)
+                .await
         } else {
             let detail = "Not reached by this host name. 'mcp.admin.allowed_hosts' can add it.\n";
             Answer::text(StatusCode::FORBIDDEN, detail)

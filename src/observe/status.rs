@@ -26,6 +26,7 @@ pub(super) struct Status<'s> {
     store_reached: bool,
     sessions: SessionsStatus<'s>,
     connections: ConnectionsStatus,
+    open_requests: usize,
     open_streams: usize,
     limits: ClientLimits,
     timeouts: ClientTimeouts,
@@ -105,6 +106,7 @@ impl<'s> Status<'s> {
                     .map(|(reason, count)| (reason.name(), count))
                     .collect(),
             },
+            open_requests: load.requests(),
             open_streams: load.streams(),
             limits: rules.limits,
             timeouts: rules.timeouts,
@@ -122,15 +124,16 @@ impl<'s> Status<'s> {
         json.expect("plain fields with texts as keys can be written") + "\n"
     }
 
-    /// For people.
-    pub(super) fn to_html(&self) -> String {
-        let mut page = String::from(HEAD);
-        self.write(&mut page)
+    /// For people. The `query` may be [`REFRESH`]; else the page stays as it is, with what is scrolled,
+    /// focused and selected (WCAG 2.2, F41).
+    pub(super) fn to_html(&self, query: Option<&str>) -> String {
+        let mut page = String::new();
+        self.write(&mut page, query == Some(REFRESH))
             .expect("a string takes all that is written");
         page
     }
 
-    fn write(&self, page: &mut String) -> fmt::Result {
+    fn write(&self, page: &mut String, is_refreshed: bool) -> fmt::Result {
         let Self {
             sessions,
             limits,
@@ -138,17 +141,29 @@ impl<'s> Status<'s> {
             ..
         } = self;
         let uptime = period(self.uptime_seconds as f64);
-        write!(page, "<h1>pingora-mcp <small>{}</small></h1>", self.version)?;
-        match self.not_ready_because {
-            None => write!(page, "<p><b class=good>ready</b>, up for {uptime}</p>")?,
-            Some(reason) => {
-                write!(
-                    page,
-                    "<p><b class=bad>{}</b>, up for {uptime}</p>",
-                    Escaped(reason)
-                )?;
-            }
+        let (class, readiness) = match self.not_ready_because {
+            None => ("good", "ready"),
+            Some(reason) => ("bad", reason),
+        };
+        let readiness = Escaped(readiness);
+        let routes = self.routes.iter();
+        let up = routes.clone().map(RouteStatus::up).sum::<usize>();
+        let all = routes.map(RouteStatus::all).sum::<usize>();
+        let backends_class = if up == all { "" } else { "bad" };
+        page.push_str(HEAD);
+        if is_refreshed {
+            page.push_str("<meta http-equiv=refresh content=5>");
         }
+        write!(page, "<title>{readiness} - pingora-mcp</title>{STYLE}")?;
+        write!(page, "<h1>pingora-mcp <small>{}</small></h1>", self.version)?;
+        write!(
+            page,
+            "<p><b class={class}>{readiness}</b>, up for {uptime}, "
+        )?;
+        write!(
+            page,
+            "<span class=\"{backends_class}\">{up} of {all} backends up</span></p>"
+        )?;
         if !self.store_reached {
             page.push_str("<p class=bad>The session store is away.</p>");
         }
@@ -159,6 +174,10 @@ impl<'s> Status<'s> {
         );
         for (name, value) in [
             ("live sessions", live),
+            (
+                "open requests",
+                of(self.open_requests, limits.max_requests.0),
+            ),
             ("open streams", of(self.open_streams, limits.max_streams.0)),
             (
                 "open connections",
@@ -172,16 +191,22 @@ impl<'s> Status<'s> {
             write!(page, "<div><dt>{name}</dt><dd>{value}</dd></div>")?;
         }
         page.push_str("</dl>");
-        for route in &self.routes {
-            route.write(page)?;
+        for (position, route) in self.routes.iter().enumerate() {
+            route.write(page, position)?;
         }
         page.push_str("<section><h2>limits of all routes</h2><dl class=keys>");
         write_keys(page, "limits", &json(limits))?;
         write_keys(page, "timeouts", &json(timeouts))?;
         write_keys(page, "sessions", &json(sessions.settings))?;
         page.push_str("</dl></section>");
-        page.push_str("<footer><a href=/metrics>metrics</a></footer></main></html>\n");
-        Ok(())
+        let refresh = match is_refreshed {
+            true => "<a href=/status>do not refresh</a>".to_owned(),
+            false => format!("<a href=\"/status?{REFRESH}\">refresh every 5 s</a>"),
+        };
+        writeln!(
+            page,
+            "<footer>{refresh} <a href=/metrics>metrics</a></footer></main></html>"
+        )
     }
 }
 
@@ -201,10 +226,22 @@ impl RouteStatus {
         }
     }
 
-    fn write(&self, page: &mut String) -> fmt::Result {
+    fn up(&self) -> usize {
+        let backends = self.backends.iter();
+        let up = backends.filter(|backend| backend.standing == Standing::Up);
+        up.count()
+    }
+
+    fn all(&self) -> usize {
+        self.backends.len() + self.unresolved.len()
+    }
+
+    fn write(&self, page: &mut String, position: usize) -> fmt::Result {
+        let name = format!("aria-labelledby=route-{position}");
         write!(
             page,
-            "<section><h2>{}</h2><div class=wide><table>",
+            "<section><h2 id=route-{position}>{}</h2>\
+             <div class=wide role=region {name} tabindex=0><table {name}>",
             Escaped(&self.path)
         )?;
         page.push_str(TABLE_HEAD);
@@ -323,12 +360,17 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+/// The query of a page that a browser is to ask for again and again.
+const REFRESH: &str = "refresh=5";
+
 const TABLE_HEAD: &str = "<thead><tr><th scope=col>Backend</th><th scope=col>State</th>\
     <th scope=col>Sessions</th><th scope=col>In flight</th><th scope=col>Streams</th></tr></thead><tbody>";
 
 const HEAD: &str = "<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">
-<meta http-equiv=refresh content=5><title>pingora-mcp</title>
+";
+
+const STYLE: &str = "
 <style>
 :root { color-scheme: light dark; --line: light-dark(#ddd, #3a3a3a); --dim: light-dark(#666, #999);
   --good: light-dark(#0a6b2d, #5fd38a); --bad: light-dark(#b3261e, #ff8a80) }
@@ -347,6 +389,8 @@ table { border-collapse: collapse; width: 100%; min-width: 34rem; table-layout: 
 th, td { text-align: left; vertical-align: top; padding: .4rem 1rem .4rem 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 th:first-child { width: 34% } th:nth-child(2) { width: 20% }
-tbody th { font-weight: 600 } footer { margin-top: 2rem } a { color: inherit }
+tbody th { font-weight: 600 } footer { margin-top: 2rem } a { color: inherit } footer a { margin-right: 1.5rem }
+@media (max-width: 36rem) { table { min-width: 22rem } th, td { padding-right: .5rem }
+  thead th { white-space: nowrap; font-size: .75rem } th:first-child { width: 26% } th:nth-child(2) { width: 20% } }
 </style><main>
 ";
