@@ -22,7 +22,7 @@ use crate::gateway::Gateway;
 use crate::handover;
 use crate::listener::{Listeners, listen, socket_options};
 use crate::metrics::Metrics;
-use crate::observe::{AccessLog, Admin, Observer};
+use crate::observe::{AccessLog, Admin, BoundedAdmin, Observer};
 use crate::proxy::McpProxy;
 use crate::reaper::Reaper;
 use crate::reload::{Fixed, Reload};
@@ -229,8 +229,8 @@ pub fn stream_watch(sessions: &SessionSettings, gateway: Arc<Gateway>) -> Stream
 
 /// The admin listener as a service, to host in a Pingora server of your own. Its one thread is not
 /// the proxy's: it answers also where that is busy.
-pub fn admin_service(admin: Admin, address: SocketAddr) -> Service<Admin> {
-    let mut service = Service::new("admin".to_owned(), admin);
+pub fn admin_service(admin: Admin, address: SocketAddr) -> Service<BoundedAdmin> {
+    let mut service = Service::new("admin".to_owned(), admin.into());
     service.threads = Some(1);
     service.add_tcp_with_settings(&address.to_string(), socket_options(address));
     service
@@ -321,7 +321,8 @@ fn summary(config: &Config) -> String {
 /// The name of the service, in Pingora's log and of its threads.
 const SERVICE: &str = "mcp";
 
-/// Descriptors of the process for other things: listeners, the log, connections being refused.
+/// Descriptors of the process for other things: listeners, the log, connections being refused and those of
+/// the operator.
 const OTHER_DESCRIPTORS: usize = 200;
 
 /// Pingora's own limit.

@@ -694,6 +694,24 @@ async fn status_has_each_limit_that_holds_as_the_configuration_file_has_it() {
     }
 }
 
+/// Or who holds them open would take the descriptors of clients.
+#[tokio::test]
+async fn connections_to_the_admin_listener_are_bounded() {
+    let watched = Watched::start(&route(&[unused_address()])).await;
+    let mut open = Vec::new();
+    for _ in 0..64 {
+        let mut wire = Wire::connect(watched.admin).await;
+        wire.send("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await;
+        wire.receive("ok\n").await;
+        open.push(wire);
+    }
+    Wire::connect(watched.admin).await.until_closed().await;
+    open.pop();
+    let is_served = async || watched.get("/healthz").send().await.is_ok();
+    until_asked("a place that was left", is_served).await;
+}
+
 /// A policy that forbade the page's own style would show on the console.
 #[tokio::test]
 async fn a_browser_shows_the_status_page_and_has_nothing_to_complain_of() {

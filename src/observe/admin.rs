@@ -12,8 +12,11 @@ use std::time::Instant;
 use async_trait::async_trait;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, Method, Response, StatusCode, Uri, header};
+use pingora_core::apps::ServerApp;
 use pingora_core::apps::http_app::ServeHttp;
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::server::ShutdownWatch;
 use prometheus::TEXT_FORMAT;
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
@@ -25,8 +28,9 @@ use super::status::Status;
 use crate::gateway::Gateway;
 use crate::headers::authority;
 use crate::host::{HostPolicy, Reach};
+use crate::limits::Bound;
 use crate::session::{SessionSettings, StoreSettings};
-use crate::setting::{Address, parse};
+use crate::setting::{Address, Most, parse};
 
 /// `mcp.admin` in the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -226,6 +230,33 @@ impl ServeHttp for Admin {
     }
 }
 
+/// [`Admin`] for so many connections that they leave clients their descriptors. One more is closed.
+pub struct BoundedAdmin {
+    admin: Arc<Admin>,
+    connections: Arc<Bound>,
+}
+
+impl From<Admin> for BoundedAdmin {
+    fn from(admin: Admin) -> Self {
+        Self {
+            admin: Arc::new(admin),
+            connections: Arc::new(Bound::new(Most(Some(MOST_CONNECTIONS)))),
+        }
+    }
+}
+
+#[async_trait]
+impl ServerApp for BoundedAdmin {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let _held = self.connections.hold()?;
+        self.admin.process_new(stream, shutdown).await
+    }
+}
+
 /// In a thread of its own, as host names may be looked up: health is asked for meanwhile.
 async fn reloaded(method: &Method, headers: &HeaderMap, reload: Arc<dyn Reloads>) -> Answer {
     if method != Method::POST {
@@ -326,6 +357,9 @@ impl Answer {
             .expect("each header is a constant or a number")
     }
 }
+
+/// Enough for those who watch, each of whom keeps one.
+const MOST_CONNECTIONS: usize = 64;
 
 const PATHS: &str = "Here are /healthz, /readyz, /metrics and /status, and POST /reload.\n";
 

@@ -32,7 +32,7 @@ use pingora::http::RequestHeader;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
 pub use access_log::{AccessLog, AccessLogSettings, Format};
-pub use admin::{Admin, AdminSettings, Reloads};
+pub use admin::{Admin, AdminSettings, BoundedAdmin, Reloads};
 
 use crate::exchange::{Exchange, SessionOutcome};
 use crate::gateway::Gateway;
