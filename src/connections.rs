@@ -162,6 +162,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
             received: 0,
             deadline: Box::pin(sleep(timeouts.first_byte.0)),
             idle: timeouts.first_byte.0,
+            is_blocked: false,
             writing: None,
             timeouts,
             max_header_size,
@@ -354,7 +355,8 @@ struct ClientStream {
     deadline: Pin<Box<Sleep>>,
     /// The limit of the next wait for a request.
     idle: Duration,
-    /// The limit of a write that the client does not take, while there is one.
+    /// Whether a write waits for the client, and its limit, once there was one that did.
+    is_blocked: bool,
     writing: Option<Pin<Box<Sleep>>>,
     timeouts: ClientTimeouts,
     max_header_size: u64,
@@ -467,12 +469,15 @@ impl ClientStream {
     ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(written) = written {
             if !written.as_ref().is_ok_and(|written| *written < length) {
-                self.writing = None;
+                self.is_blocked = false;
             }
             return Poll::Ready(written);
         }
         let limit = self.timeouts.write.0;
         let deadline = self.writing.get_or_insert_with(|| Box::pin(sleep(limit)));
+        if !std::mem::replace(&mut self.is_blocked, true) {
+            deadline.as_mut().reset(Instant::now() + limit);
+        }
         task::ready!(deadline.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }

@@ -51,6 +51,7 @@ pub mod limits;
 mod lines;
 pub mod listener;
 pub mod load;
+#[doc(hidden)] // The log of the binary, which is one for the process.
 pub mod logging;
 pub mod mcp;
 pub mod message;

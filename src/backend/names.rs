@@ -35,7 +35,7 @@ impl Resolver for SystemResolver {
 pub(crate) type HostName = (String, u16);
 
 /// All addresses of each of `names`, looked up at the same time: a name server that is silent takes as
-/// long for many as for one. A name without any is left out.
+/// long for many as for one. A name that does not resolve is left out.
 pub(crate) fn look_up(names: HashSet<HostName>) -> HashMap<HostName, Vec<SocketAddr>> {
     thread::scope(|scope| {
         let lookups = names.into_iter().map(|name| {
