@@ -118,14 +118,16 @@ impl BackgroundService for Reload {
             Ok(hangup) => hangup,
             Err(error) => return log::error!("SIGHUP is not listened to: {error}"),
         };
+        // By a signal that came before: from here on, they are heard.
+        let mut is_asked = self.0.asked.load(Ordering::Relaxed);
         loop {
-            if !self.0.asked.load(Ordering::Relaxed) {
+            if !is_asked {
                 tokio::select! {
                     _ = hangup.recv() => (),
                     _ = shutdown.changed() => return,
                 }
             }
-            self.0.asked.store(false, Ordering::Relaxed);
+            is_asked = false;
             let reload = self.clone();
             // In a thread that the end of the process does not wait for, as it does for this one: a
             // file may take for ever, or names be looked up. The log says how it went.
