@@ -51,14 +51,14 @@ pub struct Exchange {
     pub(crate) session_header: Option<HeaderValue>,
     /// How long a 405 to this request is remembered, where it is.
     pub(crate) get_405_memory: Option<Duration>,
-    /// Its place among the requests at all backends.
-    pub(crate) place: Option<Held>,
     pub(crate) stream: Option<OpenStream>,
     // Written by `read_ahead`, where there is more.
     pub(crate) upload: Option<Upload>,
     // Written by `judge`.
     pub(crate) request_id: Option<RequestId>,
     pub(crate) is_judged: bool,
+    // Written by `route`: its place among the requests at all backends.
+    pub(crate) place: Option<Held>,
     // Written by `admit` for a bound request, by `route` for any other.
     pub(crate) backend: Option<Lease>,
     // Begun by `route`, counted by `body_from_client`.

@@ -18,8 +18,8 @@ use crate::discovery::WellKnown;
 use crate::exchange::{BoundSession, Connection, Exchange, SessionOutcome};
 use crate::fields::Fields;
 use crate::headers::{
-    accepts_anything, accepts_event_stream, authority, forwarded, host_header, is_event_stream,
-    join_cookies, remove_private, remove_untrusted, take_request, take_response,
+    accepts_anything, accepts_event_stream, authority, forwarded, has_one_meaning, host_header,
+    is_event_stream, join_cookies, remove_private, remove_untrusted, take_request, take_response,
 };
 use crate::load::Load;
 use crate::mcp::header::MCP_SESSION_ID;
@@ -183,8 +183,6 @@ impl Gateway {
         if is_longer(length, route.limits.max_body.0) {
             return Err(Rejection::BodyTooLarge);
         }
-        let place = self.load.requests.hold();
-        exchange.place = Some(place.ok_or(Rejection::RequestsFull)?);
         if is_discovery(request.uri.path()) {
             if exchange.call != Call::Get {
                 return Err(Rejection::MethodNotAllowed);
@@ -346,6 +344,13 @@ impl Gateway {
     /// # Errors
     /// The refusal to answer with.
     pub fn route<'e>(&self, exchange: &'e mut Exchange) -> Result<&'e Backend, Rejection> {
+        // Not before: what waits for its client has no connection to a backend yet.
+        if exchange.place.is_none() {
+            exchange.place = self.load.requests.hold();
+        }
+        if exchange.place.is_none() {
+            return Err(exchange.refuse(Rejection::RequestsFull));
+        }
         let is_unjudged = exchange.policy().is_some() && !exchange.is_judged;
         let (Some(route), false) = (&exchange.route, is_unjudged) else {
             return Err(exchange.refuse(Rejection::Internal));
@@ -485,8 +490,8 @@ impl Gateway {
         is_end: bool,
         exchange: &mut Exchange,
     ) -> Result<(), Rejection> {
-        if is_end && let Some(upload) = &exchange.upload {
-            upload.finish();
+        if let Some(upload) = &exchange.upload {
+            upload.note_part(is_end);
         }
         exchange.body_length += body.map_or(0, |part| part.len() as u64);
         let route = exchange.route.as_ref();
@@ -512,7 +517,8 @@ impl Gateway {
         parts.version = Version::HTTP_11;
         let has_no_body = parts.status == StatusCode::NO_CONTENT || parts.status.is_informational();
         let headers = &mut parts.headers;
-        let has_one_meaning = remove_private(headers);
+        let has_one_meaning = has_one_meaning(headers);
+        remove_private(headers);
         if has_no_body {
             headers.remove(header::CONTENT_LENGTH);
             headers.remove(header::TRANSFER_ENCODING);

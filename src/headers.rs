@@ -116,13 +116,26 @@ pub(crate) fn authority(request: &RequestHeader) -> Option<&str> {
     }
 }
 
+/// Whether nobody could read the length of an answer's body, or its session, in another way than
+/// Pingora (RFC 9112 6.3, RFC 9110 8.6).
+pub(crate) fn has_one_meaning(headers: &HeaderMap) -> bool {
+    let length = headers.get(header::CONTENT_LENGTH);
+    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    let coding = headers.get(header::TRANSFER_ENCODING);
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    let single = [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        MCP_SESSION_ID,
+    ];
+    let is_repeated = |name| headers.get_all(name).iter().nth(1).is_some();
+    let are_repeated = headers.len() > headers.keys_len() && single.into_iter().any(is_repeated);
+    length.is_none_or(is_number) && coding.is_none_or(is_chunked) && !are_repeated
+}
+
 /// Removes what is not the client's: what is hop by hop; the backend's CORS policy, as two in one
-/// answer are an error to a browser; what the backend runs on, and where else it is reached. Says
-/// whether the rest has one meaning: who comes next might read the length of the body, or the
-/// session, in another way than Pingora (RFC 9112 6.3, RFC 9110 8.6).
-#[must_use]
-pub(crate) fn remove_private(headers: &mut HeaderMap) -> bool {
-    let mut has_one_meaning = true;
+/// answer are an error to a browser; what the backend runs on, and where else it is reached.
+pub(crate) fn remove_private(headers: &mut HeaderMap) {
     let connection = headers.get_all(header::CONNECTION);
     let is_nominated = |name: &HeaderName| {
         let options = connection.iter().map(HeaderValue::as_bytes);
@@ -133,28 +146,13 @@ pub(crate) fn remove_private(headers: &mut HeaderMap) -> bool {
                 .eq_ignore_ascii_case(option.trim_ascii())
         })
     };
-    let names = headers.iter().filter(|(name, value)| match **name {
-        header::CONTENT_LENGTH => {
-            has_one_meaning &= value.as_bytes().iter().all(u8::is_ascii_digit);
-            false
-        }
-        header::TRANSFER_ENCODING => {
-            has_one_meaning &= value.as_bytes().eq_ignore_ascii_case(b"chunked");
-            false
-        }
+    let names = headers.keys().filter(|name| match **name {
+        header::CONTENT_LENGTH | header::TRANSFER_ENCODING => false,
         _ => is_private(name) || is_nominated(name),
     });
-    for name in names.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+    for name in names.cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
-    let are_repeated = headers.len() > headers.keys_len();
-    let is_repeated = |name| headers.get_all(name).iter().nth(1).is_some();
-    let single = [
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        MCP_SESSION_ID,
-    ];
-    has_one_meaning && !(are_repeated && single.into_iter().any(is_repeated))
 }
 
 fn is_private(name: &HeaderName) -> bool {

@@ -402,7 +402,7 @@ pub async fn respond(
     }
     // Over HTTP/2 it would reset the stream, on which many clients forget the answer. With an error,
     // the client has left.
-    if session.as_downstream().as_http2().is_some() && !waits {
+    if session.as_downstream().as_http2().is_some() {
         let drained = session.as_downstream_mut().drain_request_body();
         if let Err(error) = drained.await {
             log::debug!("rest of the request not read: {error}");
@@ -506,7 +506,9 @@ pub async fn answer_failure(
         }
     };
     // Closed with bytes unread, the connection would be reset, and the answer lost on its way.
-    if let Err(error) = session.as_downstream_mut().drain_request_body().await {
+    if session.as_downstream().as_http2().is_none()
+        && let Err(error) = session.as_downstream_mut().drain_request_body().await
+    {
         log::debug!("rest of the request not read: {error}");
     }
     failed(status)

@@ -123,6 +123,14 @@ async fn no_more_requests_are_taken_than_there_are_descriptors_for() {
         Http2::connect(proxy.address).await,
         Http2::connect(proxy.address).await,
     );
+    // One that waits for its client's body has no descriptor.
+    let mut waiting = Vec::new();
+    for _ in 0..50 {
+        let request = other.post().body(()).unwrap();
+        waiting.push(other.send.clone().send_request(request, false).unwrap());
+    }
+    let options = other.request(Method::OPTIONS, "/mcp");
+    assert_eq!(other.send(options, "").await.status(), 200);
     let (mut held, mut wires) = (Vec::new(), Vec::new());
     for _ in 0..36 {
         let request = client.post().body(()).unwrap();
@@ -138,7 +146,7 @@ async fn no_more_requests_are_taken_than_there_are_descriptors_for() {
     assert!(!proxy.log().contains("ERROR"), "{}", proxy.log());
 
     // Their places are free again, and nobody answers there any more.
-    drop((held, wires, backend));
+    drop((held, waiting, wires, backend));
     until_asked("a place", async || {
         other.send(other.post(), PING).await.status() == 502
     })

@@ -22,6 +22,7 @@ pub(crate) struct Upload {
 
 #[derive(Debug, Default)]
 struct State {
+    has_begun: AtomicBool,
     is_whole: AtomicBool,
     is_stalled: AtomicBool,
 }
@@ -35,9 +36,10 @@ impl Upload {
         }
     }
 
-    /// Its last part has come.
-    pub(crate) fn finish(&self) {
-        self.state.is_whole.store(true, Ordering::Relaxed);
+    /// A part of it has come, the last one if `is_end`.
+    pub(crate) fn note_part(&self, is_end: bool) {
+        self.state.has_begun.store(true, Ordering::Relaxed);
+        self.state.is_whole.store(is_end, Ordering::Relaxed);
     }
 
     /// Whether the request was ended as its client was silent for too long.
@@ -66,11 +68,12 @@ impl Watch for Silence {
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.deadline.as_mut().poll(context));
         let State {
+            has_begun,
             is_whole,
             is_stalled,
         } = &*self.upload.state;
-        // From there on it is the backend's silence, which Pingora limits.
-        if is_whole.load(Ordering::Relaxed) {
+        // Before, in a TLS handshake, and after, it is the backend's silence, which Pingora limits.
+        if !has_begun.load(Ordering::Relaxed) || is_whole.load(Ordering::Relaxed) {
             return Poll::Pending;
         }
         is_stalled.store(true, Ordering::Relaxed);
