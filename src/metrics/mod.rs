@@ -297,7 +297,7 @@ impl Metrics {
         for limit in Limit::ALL {
             self.limits_hit.with_label_values(&[limit.name()]);
         }
-        for cause in ["deleted", "lost", "idle", "lifetime", "capacity"] {
+        for cause in [DELETED, LOST, IDLE, LIFETIME, CAPACITY] {
             self.sessions_ended.with_label_values(&[cause]);
         }
         for outcome in Reaped::ALL {
@@ -444,12 +444,12 @@ impl Metrics {
 
     /// Counts a session that its client ended.
     pub fn session_deleted(&self) {
-        self.sessions_ended.with_label_values(&["deleted"]).inc();
+        self.sessions_ended.with_label_values(&[DELETED]).inc();
     }
 
     /// Counts a session that its backend knows no more.
     pub fn session_lost(&self) {
-        self.sessions_ended.with_label_values(&["lost"]).inc();
+        self.sessions_ended.with_label_values(&[LOST]).inc();
     }
 
     /// Counts a session that its backend was told to end.
@@ -485,9 +485,9 @@ impl Metrics {
         self.set_backends(&now.backends);
         let capacity = totals.capacity.saturating_sub(scraped.capacity);
         for (cause, more) in [
-            ("idle", totals.idle.saturating_sub(scraped.idle)),
-            ("lifetime", totals.lifetime.saturating_sub(scraped.lifetime)),
-            ("capacity", capacity),
+            (IDLE, totals.idle.saturating_sub(scraped.idle)),
+            (LIFETIME, totals.lifetime.saturating_sub(scraped.lifetime)),
+            (CAPACITY, capacity),
         ] {
             self.sessions_ended.with_label_values(&[cause]).inc_by(more);
         }
@@ -603,6 +603,13 @@ impl Families<'_> {
 }
 
 const START_TIME: &str = "process_start_time_seconds";
+
+// Why a session ended.
+const DELETED: &str = "deleted";
+const LOST: &str = "lost";
+const IDLE: &str = "idle";
+const LIFETIME: &str = "lifetime";
+const CAPACITY: &str = "capacity";
 
 /// A call takes milliseconds, a tool minutes, a stream hours.
 const REQUEST_BUCKETS: [f64; 19] = [
